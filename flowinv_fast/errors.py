@@ -1,0 +1,33 @@
+"""The two errors this package raises on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be used; the message names it, what is wanted and what came."""
+
+    def __init__(self, function: str, argument: str, expected: str, got: Any):
+        self.function, self.argument = function, argument
+        super().__init__(f"{function}: {argument}: expected {expected}, got {got}")
+
+    def __reduce__(self):  # keeps the four-argument constructor picklable
+        return _rebuild, (self.function, self.argument, str(self))
+
+
+def _rebuild(function: str, argument: str, message: str) -> ArgumentError:
+    error = ArgumentError.__new__(ArgumentError)
+    ValueError.__init__(error, message)
+    error.function, error.argument = function, argument
+    return error
+
+
+class SolverError(RuntimeError):
+    """A solve that could not go on; the message says where it stopped and what to try."""
+
+
+def require(condition: bool, function: str, argument: str, expected: str, got: Any) -> None:
+    """Raise ArgumentError unless ``condition`` holds."""
+    if not condition:
+        raise ArgumentError(function, argument, expected, got)
