@@ -1,0 +1,132 @@
+"""Reading image collections as one uint8 tensor, and writing PNG files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import ArgumentError, require
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = None) -> Tensor:
+    """Read a collection of images.
+
+    Args:
+        path: an IDX file (.gz or not), a .npy file (N, H, W), (N, H, W, C) or (N, C, H, W) of
+            uint8, or a folder of pictures (searched recursively, in sorted order).
+        size: (C, H, W) wanted; pictures of a folder are centre-cropped to the aspect ratio and
+            resampled (Lanczos); C is 1 or 3. IDX and .npy files must have this size already.
+            Without it a folder takes the size of its first picture, in colour.
+    Returns:
+        uint8 tensor (N, C, H, W).
+    Raises:
+        ArgumentError: nothing readable there, or another size than wanted.
+    """
+    path = Path(path)
+    require(path.exists(), "load_images", "path", "an existing file or folder", str(path))
+    if path.is_dir():
+        return _load_folder(path, size)
+    images = _load_npy(path) if path.suffix == ".npy" else _load_idx(path)
+    require(
+        size is None or tuple(images.shape[1:]) == tuple(size), "load_images", "path",
+        f"images of size {size}", f"{path} with images of size {tuple(images.shape[1:])}",
+    )  # fmt: skip
+    return images
+
+
+def _load_idx(path: Path) -> Tensor:
+    """The IDX format of MNIST: 0, 0, type code, rank, big-endian sizes, data."""
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError) as error:
+            raise ArgumentError("load_images", "path", "a whole gzip file", f"{path}: {error}") from None
+    wanted = "an IDX file of uint8 images (rank 3), a .npy file or a folder"
+    good = len(raw) >= 16 and raw[:4] == b"\x00\x00\x08\x03"
+    require(good, "load_images", "path", wanted, str(path))
+    count, height, width = np.frombuffer(raw, ">u4", 3, 4).astype(int).tolist()
+    complete = len(raw) == 16 + count * height * width
+    require(complete, "load_images", "path", f"{count} images of {height} x {width}",
+            f"{path} with {len(raw) - 16} bytes of data")  # fmt: skip
+    data = np.frombuffer(raw, np.uint8, offset=16).reshape(count, 1, height, width)
+    return torch.from_numpy(data.copy())
+
+
+def _load_npy(path: Path) -> Tensor:
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ArgumentError("load_images", "path", "a .npy array", f"{path}: {error}") from None
+    wanted = "a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
+    require(data.dtype == np.uint8, "load_images", "path", wanted, f"{path} of {data.dtype}")
+    if data.ndim == 3:
+        data = data[:, None]
+    elif data.ndim == 4 and data.shape[-1] in (1, 3) and data.shape[1] not in (1, 3):
+        data = data.transpose(0, 3, 1, 2)
+    good = data.ndim == 4 and data.shape[1] in (1, 3)
+    require(good, "load_images", "path", wanted, f"{path} of shape {data.shape}")
+    return torch.from_numpy(np.ascontiguousarray(data))
+
+
+def _load_folder(path: Path, size: tuple[int, int, int] | None) -> Tensor:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    require(len(files) > 0, "load_images", "path", "a folder with pictures", str(path))
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                if size is None:
+                    size = (3, picture.height, picture.width)
+                pictures.append(_fit(picture, size))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ArgumentError("load_images", "path", "readable pictures", f"{file}: {error}") from None
+    return torch.from_numpy(np.stack(pictures))
+
+
+def _fit(picture: Image.Image, size: tuple[int, int, int]) -> np.ndarray:
+    channels, height, width = size
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    scale = max(height / picture.height, width / picture.width)
+    box_height, box_width = height / scale, width / scale
+    top, left = (picture.height - box_height) / 2, (picture.width - box_width) / 2
+    picture = picture.resize(
+        (width, height), Image.Resampling.LANCZOS,
+        box=(left, top, left + box_width, top + box_height),
+    )  # fmt: skip
+    array = np.asarray(picture)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tensor:
+    """Tile images (N, C, H, W) in [0, 1] into one (C, rows, columns) image, white gaps."""
+    count, channels, height, width = images.shape
+    columns = columns or max(1, math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    grid = images.new_ones(
+        channels, rows * (height + pad) + pad, columns * (width + pad) + pad
+    )
+    for i, image in enumerate(images):
+        top = pad + (i // columns) * (height + pad)
+        left = pad + (i % columns) * (width + pad)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
+    """Write an image (C, H, W), clipped to [0, 1], C 1 or 3, as PNG; zoom repeats pixels."""
+    array = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    array = array.repeat(zoom, 1).repeat(zoom, 2)
+    picture = Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
+    temporary = Path(path).with_suffix(".tmp.png")
+    picture.save(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,6 @@
+"""Normalizing flows: image priors and noise densities."""
+
+from .io import available_flows, load_flow, save_flow
+from .realnvp import RealNVP, RealNVPConfig
+
+__all__ = ["RealNVP", "RealNVPConfig", "available_flows", "load_flow", "save_flow"]

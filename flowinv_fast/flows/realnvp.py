@@ -1,0 +1,238 @@
+"""Multi-scale RealNVP (Dinh, Sohl-Dickstein, Bengio, 2016) without batch normalisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import require
+from .coupling import AffineCoupling
+
+
+@dataclass(frozen=True)
+class RealNVPConfig:
+    """Everything that fixes the shape of a RealNVP.
+
+    Args:
+        shape: (C, H, W) of the images.
+        scales: scales; H and W must be divisible by 2^(scales - 1).
+        hidden: channels inside every conditioner.
+        blocks: residual blocks of every conditioner.
+        support: "bounded" (a logit first: images in [0, 1]) or "unbounded" (density on all of
+            R^n, needed by noise flows and better behaved as a prior).
+        bits: pixel depth of the training images, for dequantisation and bits per dimension.
+        alpha: margin of the logit, bounded support only.
+        smoothing: standard deviation of the Gaussian noise added to training images (in units of
+            the [0, 1] range), unbounded support only.
+    """
+
+    shape: tuple[int, int, int]
+    scales: int = 3
+    hidden: int = 64
+    blocks: int = 2
+    support: str = "unbounded"
+    bits: int = 8
+    alpha: float = 0.05
+    smoothing: float = 0.08
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        check = lambda ok, name, want: require(  # noqa: E731
+            ok, "RealNVPConfig", name, want, getattr(self, name)
+        )
+        check(len(self.shape) == 3 and min(self.shape) >= 1, "shape", "three positive sizes")
+        check(self.scales >= 1, "scales", "an integer of at least 1")
+        factor = 2 ** (self.scales - 1)
+        divisible = self.shape[1] % factor == 0 and self.shape[2] % factor == 0
+        check(divisible, "shape", f"H and W divisible by {factor} for {self.scales} scales")
+        check(self.hidden >= 1, "hidden", "an integer of at least 1")
+        check(self.blocks >= 0, "blocks", "an integer of at least 0")
+        check(self.support in ("bounded", "unbounded"), "support", "'bounded' or 'unbounded'")
+        check(1 <= self.bits <= 16, "bits", "an integer in 1..16")
+        check(0 < self.alpha < 0.5, "alpha", "a number in (0, 0.5)")
+        check(self.smoothing > 0, "smoothing", "a positive number")
+
+    def to_dict(self) -> dict:
+        """Plain values, as stored in the header of a weights file."""
+        return asdict(self)
+
+
+class RealNVP(nn.Module):
+    """A normalizing flow between images x (B, C, H, W) and latents z (B, N), N = C H W.
+
+    Per scale: three affine couplings with alternating checkerboard masks, squeeze, three with
+    alternating channel masks, half of the channels factored out; the last scale has four
+    checkerboard couplings. log p(x) = log N(encode(x); 0, I) + log|det dz/dx|  (METHOD eq. 2).
+
+    The first layer standardises each pixel (after the logit, where there is one) with constants
+    taken from the training data by ``initialise``; its log-determinant counts.
+    """
+
+    def __init__(self, config: RealNVPConfig):
+        super().__init__()
+        self.config = config
+        self.shape = config.shape
+        self.register_buffer("location", torch.zeros(config.shape))
+        self.register_buffer("spread", torch.ones(config.shape))
+        self.scales = nn.ModuleList()
+        channels = config.shape[0]
+        for scale in range(config.scales):
+            last = scale == config.scales - 1
+            layers = nn.ModuleDict({"pixel": self._couplings(channels, "checkerboard", last)})
+            if not last:
+                layers["channel"] = self._couplings(4 * channels, "channel", False)
+                channels *= 2
+            self.scales.append(layers)
+        self._latent_sizes = self._sizes()
+
+    def _couplings(self, channels: int, kind: str, last: bool) -> nn.ModuleList:
+        names = {
+            "checkerboard": ("checkerboard_even", "checkerboard_odd"),
+            "channel": ("channel_first", "channel_second"),
+        }[kind]
+        return nn.ModuleList(
+            AffineCoupling(channels, self.config.hidden, self.config.blocks, names[i % 2])
+            for i in range(4 if last else 3)
+        )
+
+    def _sizes(self) -> list[tuple[int, int, int]]:
+        """Shapes of the latents factored out at each scale; the last is what remains."""
+        channels, height, width = self.shape
+        shapes = []
+        for _ in range(self.config.scales - 1):
+            channels, height, width = 2 * channels, height // 2, width // 2
+            shapes.append((channels, height, width))
+        return [*shapes, (channels, height, width)]
+
+    # -- the map -----------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent of an image.
+
+        Args:
+            x: (B, C, H, W) floating point; in [0, 1] for bounded support.
+        Returns:
+            z (B, N) and log|det dz/dx| (B,).
+        Raises:
+            ArgumentError: wrong shape or dtype.
+        """
+        self._check(x, "encode", "x", self.shape)
+        logdet = self._zero_logdet(x)
+        if self.config.support == "bounded":
+            x, logdet = ops.logit_encode(x, logdet, self.config.alpha)
+        h = (x - self.location) / self.spread
+        logdet = logdet - torch.log(self.spread).sum().to(logdet.dtype)
+        latents = []
+        for layers in self.scales:
+            for coupling in layers["pixel"]:
+                h, logdet = coupling.encode(h, logdet)
+            if "channel" in layers:
+                h = ops.squeeze(h)
+                for coupling in layers["channel"]:
+                    h, logdet = coupling.encode(h, logdet)
+                h, latent = ops.factor_out(h)
+                latents.append(latent)
+        return torch.cat([*latents, h.flatten(1)], 1), logdet
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Image of a latent.
+
+        Args:
+            z: (B, N) floating point.
+        Returns:
+            x (B, C, H, W) and log|det dx/dz| (B,).
+        Raises:
+            ArgumentError: wrong shape or dtype.
+        """
+        self._check(z, "decode", "z", (math.prod(self.shape),))
+        logdet = self._zero_logdet(z)
+        *latents, h = z.split([math.prod(s) for s in self._latent_sizes], dim=1)
+        h = h.reshape(-1, *self._latent_sizes[-1])
+        for layers in reversed(self.scales):
+            if "channel" in layers:
+                h = ops.factor_in(h, latents.pop())
+                for coupling in reversed(layers["channel"]):
+                    h, logdet = coupling.decode(h, logdet)
+                h = ops.unsqueeze(h)
+            for coupling in reversed(layers["pixel"]):
+                h, logdet = coupling.decode(h, logdet)
+        x = h * self.spread + self.location
+        logdet = logdet + torch.log(self.spread).sum().to(logdet.dtype)
+        if self.config.support == "bounded":
+            x, logdet = ops.logit_decode(x, logdet, self.config.alpha)
+        return x, logdet
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats for pixels in [0, 1] units: (B, C, H, W) to (B,)."""
+        z, logdet = self.encode(x)
+        return ops.standard_normal_log_prob(z) + logdet
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n images (n, C, H, W): decode(temperature * standard normal)."""
+        require(n >= 0, "RealNVP.sample", "n", "a non-negative integer", n)
+        z = torch.randn(
+            n, math.prod(self.shape), generator=generator, device=self.location.device,
+            dtype=self.location.dtype,
+        )  # fmt: skip
+        return self.decode(temperature * z)[0]
+
+    # -- training helpers --------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, floor: float = 1e-3) -> None:
+        """Set the per-pixel standardisation from dequantised training images (B, C, H, W)."""
+        if self.config.support == "bounded":
+            x, _ = ops.logit_encode(x, self._zero_logdet(x), self.config.alpha)
+        self.location.copy_(x.mean(0))
+        self.spread.copy_(x.std(0).clamp_min(floor))
+
+    def dequantise(self, x: Tensor, seed: int, offset: int = 0) -> Tensor:
+        """Training noise for images x in [0, 1] (B, C, H, W); random numbers by (seed, offset).
+
+        Bounded support: uniform over each of the 2^bits grey levels. Unbounded: Gaussian of
+        standard deviation ``smoothing``.
+        """
+        if self.config.support == "bounded":
+            return ops.dequantise(x, 2**self.config.bits, seed, offset)
+        std = torch.full((), self.config.smoothing, dtype=x.dtype, device=x.device)
+        return ops.gaussian_noise(x, std, list(x.shape), seed, offset)
+
+    def bits_per_dim(self, log_prob: Tensor) -> Tensor:
+        """log p (B,) in nats to bits per dimension of 2^bits grey levels (B,).
+
+        For bounded support this bounds the code length of the discrete image; for unbounded
+        support it is the differential code length of the smoothed image on the same scale.
+        """
+        return self.config.bits - log_prob / (math.log(2) * math.prod(self.shape))
+
+    def weight_norm_penalty(self) -> Tensor:
+        """Sum of squared weight-normalisation gains of every convolution."""
+        from .nets import WeightNormConv2d
+
+        return sum(
+            (m.gain * m.gain).sum() for m in self.modules() if isinstance(m, WeightNormConv2d)
+        )
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def _zero_logdet(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0], dtype=ops.reference.accumulate_dtype(x.dtype))
+
+    def _check(self, x: Tensor, function: str, name: str, shape: tuple[int, ...]) -> None:
+        function = f"RealNVP.{function}"
+        wanted = f"a floating-point tensor of shape (B, {', '.join(map(str, shape))})"
+        require(isinstance(x, Tensor), function, name, wanted, type(x).__name__)
+        ok = x.is_floating_point() and tuple(x.shape[1:]) == shape and x.dim() == len(shape) + 1
+        require(ok, function, name, wanted, f"{x.dtype} of shape {tuple(x.shape)}")
+        require(
+            x.device == self.location.device and x.dtype == self.location.dtype, function, name,
+            f"{self.location.dtype} on {self.location.device}, like the flow",
+            f"{x.dtype} on {x.device}",
+        )  # fmt: skip
