@@ -68,10 +68,10 @@ def load_flow(
             "load_flow", "name_or_path", "a safetensors file", f"{path}: {error}"
         ) from None
     header = _header(path, metadata)
-    flow = RealNVP(RealNVPConfig(**header["config"])).to(dtype)
     try:
+        flow = RealNVP(RealNVPConfig(**header["config"])).to(dtype)
         flow.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             "load_flow", "name_or_path", "weights that fit the architecture in the file's header",
             f"{path}: {error}",

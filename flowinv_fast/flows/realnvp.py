@@ -88,6 +88,7 @@ class RealNVP(nn.Module):
                 channels *= 2
             self.scales.append(layers)
         self._latent_sizes = self._sizes()
+        self.info: dict = {}  # provenance, filled by load_flow
 
     def _couplings(self, channels: int, kind: str, last: bool) -> nn.ModuleList:
         names = {
@@ -151,7 +152,7 @@ class RealNVP(nn.Module):
         self._check(z, "decode", "z", (math.prod(self.shape),))
         logdet = self._zero_logdet(z)
         *latents, h = z.split([math.prod(s) for s in self._latent_sizes], dim=1)
-        h = h.reshape(-1, *self._latent_sizes[-1])
+        h = h.reshape(z.shape[0], *self._latent_sizes[-1])
         for layers in reversed(self.scales):
             if "channel" in layers:
                 h = ops.factor_in(h, latents.pop())

@@ -188,12 +188,16 @@ def dequantise(x: Tensor, levels: int, seed: int, offset: int) -> Tensor:
 
 def squeeze(x: Tensor) -> Tensor:
     """[B, C, H, W] to [B, 4C, H/2, W/2]; channel 4c + 2i + j holds pixel (2h + i, 2w + j) of c."""
-    return F.pixel_unshuffle(x, 2)
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, 4 * channels, height // 2, width // 2)
 
 
 def unsqueeze(x: Tensor) -> Tensor:
     """Inverse of squeeze: [B, 4C, H, W] to [B, C, 2H, 2W]."""
-    return F.pixel_shuffle(x, 2)
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels // 4, 2, 2, height, width)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
 def factor_out(x: Tensor) -> tuple[Tensor, Tensor]:
