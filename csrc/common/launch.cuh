@@ -1,0 +1,53 @@
+// Kernel launches: geometry, stream, device, and errors as exceptions. The shim of the tests
+// supplies its own version of this file's functions.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FLOWINV_HOST_SHIM
+#include "tests/host_shim.h"
+#else
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "common/place.h"
+
+#define FI_SHARED(T, name, N) __shared__ T name[N]
+
+namespace flowinv {
+
+inline void cuda_check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// Makes a device current in our copy of the CUDA runtime, and puts the old one back.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    cuda_check(cudaGetDevice(&before_), "cudaGetDevice");
+    cuda_check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
+template <class... Formal, class... Actual>
+void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned block,
+            const Place& place, Actual... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  DeviceGuard guard(place.device);
+  kernel<<<grid, block, 0, reinterpret_cast<cudaStream_t>(place.stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(name) + " with grid (" + std::to_string(grid.x) + ", " +
+                             std::to_string(grid.y) + ", " + std::to_string(grid.z) + ") x " +
+                             std::to_string(block) + ": " + cudaGetErrorString(error));
+}
+
+}  // namespace flowinv
+#endif

@@ -1,0 +1,76 @@
+// Log-densities of independent Gaussians, one value per image.
+//
+//     gaussian         sum over i of -0.5 w_i^2 - log sd_i - 0.5 log(2 pi),
+//                      w_i = (y_i - fx_i - mean_i) / sd_i;  score_i = w_i / sd_i, the gradient to fx
+//     standard normal  sum over i of -0.5 z_i^2 - 0.5 log(2 pi)
+//
+// y, fx, score: [B, N]. mean and sd are read at b * batch_stride + i * element_stride, so a scalar
+// (0, 0), a value per image (1, 0), a map shared by all images (0, 1) and a full tensor (N, 1)
+// need no expanded copy.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/macros.h"
+#include "common/math.h"
+#include "common/place.h"
+
+namespace flowinv {
+
+struct Broadcast {
+  const void* data;
+  std::int64_t batch_stride, element_stride;
+
+  template <class T>
+  FI_HD Acc<T> at(std::int64_t b, std::int64_t i) const {
+    return load(static_cast<const T*>(data) + b * batch_stride + i * element_stride);
+  }
+};
+
+struct GaussianParams {
+  DType dtype;
+  std::int64_t batch, n;
+  const void* y;
+  const void* fx;
+  Broadcast mean, sd;
+  void* score;
+  void* log_prob;  // [B], accumulate type
+  void* partials;  // [B, tiles], CUDA only
+};
+
+template <class T>
+struct GaussianBody {
+  GaussianParams p;
+
+  FI_HD Acc<T> operator()(std::int64_t b, std::int64_t i) const {
+    using A = Acc<T>;
+    const std::int64_t at = b * p.n + i;
+    const A residual = load(static_cast<const T*>(p.y) + at) - load(static_cast<const T*>(p.fx) + at);
+    const A sd = p.sd.template at<T>(b, i);
+    const A whitened = (residual - p.mean.template at<T>(b, i)) / sd;
+    store(static_cast<T*>(p.score) + at, whitened / sd);
+    return A(-0.5) * whitened * whitened - A(0.918938533204672742) - math::log(sd);
+  }
+};
+
+struct StandardNormalParams {
+  DType dtype;
+  std::int64_t batch, n;
+  const void* z;
+  void* log_prob;
+  void* partials;
+};
+
+template <class T>
+struct StandardNormalBody {
+  StandardNormalParams p;
+
+  FI_HD Acc<T> operator()(std::int64_t b, std::int64_t i) const {
+    const Acc<T> z = load(static_cast<const T*>(p.z) + b * p.n + i);
+    return Acc<T>(-0.5) * z * z - Acc<T>(0.918938533204672742);
+  }
+};
+
+FI_OP(gaussian_log_prob, GaussianParams)
+FI_OP(standard_normal_log_prob, StandardNormalParams)
+
+}  // namespace flowinv

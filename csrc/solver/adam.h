@@ -1,0 +1,85 @@
+// One Adam step per image, with the best iterate so far, for the active images only.
+//
+//     best  <- x where loss < best_loss                       (then best_loss <- loss)
+//     m     <- m + (1 - beta1) (g - m),  v <- v + (1 - beta2) (g^2 - v)
+//     x     <- x - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+//
+// x, grad, m, v, best: [B, N]; loss, best_loss: [B] accumulate type; active: [B] bool. An image that
+// is inactive, or whose loss is not finite, is left untouched.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/macros.h"
+#include "common/math.h"
+#include "common/place.h"
+
+namespace flowinv {
+
+struct AdamParams {
+  DType dtype;
+  std::int64_t batch, n;
+  void* x;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* best;
+  const void* loss;
+  void* best_loss;
+  const bool* active;
+  double step_size;    // lr / (1 - beta1^t)
+  double correction;   // 1 / sqrt(1 - beta2^t)
+  double beta1, beta2, eps;
+};
+
+// The formula: updates m and v, returns the new x.
+template <class A>
+struct Adam {
+  A step_size, correction, rate1, rate2, eps;
+
+  FI_HD explicit Adam(const AdamParams& p)
+      : step_size(A(p.step_size)), correction(A(p.correction)), rate1(A(1 - p.beta1)),
+        rate2(A(1 - p.beta2)), eps(A(p.eps)) {}
+
+  FI_HD A step(A x, A g, A& m, A& v) const {
+    m += rate1 * (g - m);
+    v += rate2 * (g * g - v);
+    return x - step_size * m / (math::sqrt(v) * correction + eps);
+  }
+};
+
+template <class T>
+struct AdamBody {
+  AdamParams p;
+
+  FI_HD void operator()(std::int64_t at) const {
+    using A = Acc<T>;
+    const std::int64_t b = at / p.n;
+    const A loss = static_cast<const A*>(p.loss)[b];
+    if (!p.active[b] || !(loss - loss == A(0))) return;
+    T* x = static_cast<T*>(p.x) + at;
+    T* avg = static_cast<T*>(p.exp_avg) + at;
+    T* avg_sq = static_cast<T*>(p.exp_avg_sq) + at;
+    if (loss < static_cast<const A*>(p.best_loss)[b]) static_cast<T*>(p.best)[at] = *x;
+    A m = load(avg), v = load(avg_sq);
+    store(x, Adam<A>(p).step(load(x), load(static_cast<const T*>(p.grad) + at), m, v));
+    store(avg, m);
+    store(avg_sq, v);
+  }
+};
+
+// After AdamBody has used the old value.
+template <class T>
+struct BestLossBody {
+  AdamParams p;
+
+  FI_HD void operator()(std::int64_t b) const {
+    using A = Acc<T>;
+    const A loss = static_cast<const A*>(p.loss)[b];
+    A* best = static_cast<A*>(p.best_loss) + b;
+    if (p.active[b] && loss - loss == A(0) && loss < *best) *best = loss;
+  }
+};
+
+FI_OP(adam_step, AdamParams)
+
+}  // namespace flowinv
