@@ -13,9 +13,9 @@ namespace flowinv {
 namespace {
 
 struct Job {
-  void (*task)(void*, std::int64_t);
-  void* context;
-  std::int64_t count;
+  void (*task)(void*, std::int64_t) = nullptr;
+  void* context = nullptr;
+  std::int64_t count = 0;
   std::atomic<std::int64_t> next{0};
   std::atomic<int> helpers{0};
   std::mutex error_mutex;
@@ -91,7 +91,10 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; 
 
 void run_tasks(void (*task)(void*, std::int64_t), void* context, std::int64_t count, int threads) {
   (void)fork_handler;
-  Job job{task, context, count};
+  Job job;
+  job.task = task;
+  job.context = context;
+  job.count = count;
   pool->run(job, threads < count ? threads : static_cast<int>(count));
   if (job.error) std::rethrow_exception(job.error);
 }

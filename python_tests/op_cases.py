@@ -1,0 +1,197 @@
+"""Random arguments for every operation, as the compiled op takes them.
+
+A case gives the op, its reference twin and a function that draws arguments of a random shape.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from flowinv_fast.ops import reference
+
+OPS = torch.ops.flowinv_fast
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation under test.
+
+    Args:
+        name: of the op.
+        draw: (dtype, device, batch or None) to arguments; None draws the batch too.
+        twin: reference function of the same arguments.
+        differentiable: whether the op has a gradient.
+    """
+
+    name: str
+    draw: Callable[..., tuple]
+    twin: Callable
+    differentiable: bool = True
+
+    @property
+    def op(self):
+        return getattr(OPS, self.name).default
+
+
+def size(low: int = 1, high: int = 9) -> int:
+    return random.randint(low, high)
+
+
+def batch_of(batch: int | None) -> int:
+    return random.choice([0, 1, 2, 3, 5]) if batch is None else batch
+
+
+def normal(*shape, dtype, device):
+    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+
+def acc(dtype):
+    return reference.accumulate_dtype(dtype)
+
+
+def coupling(mask: int):
+    def draw(dtype, device, batch=None, backward=False):
+        b, c, h, w = batch_of(batch), size(1, 6), size(), size(1, 20)
+        c = 2 * c if mask >= 2 else c
+        gains = c if mask < 2 else c // 2
+        make = lambda *s: normal(*s, dtype=dtype, device=device)
+        x, raw, gain = make(b, c, h, w), make(b, 2 * gains, h, w), make(gains)
+        logdet = normal(b, dtype=acc(dtype), device=device)
+        if backward:
+            return make(b, c, h, w), logdet, x, raw, gain, mask, True
+        return x, raw, gain, logdet, mask
+
+    return draw
+
+
+def backward_twin(name):
+    twin = getattr(reference, f"{name}_backward")
+    return lambda *arguments: twin(*arguments[:-1])
+
+
+def images(dtype, device, batch=None, low=0.02, high=0.98):
+    shape = (batch_of(batch), size(1, 4), size(), size(1, 40))
+    return (low + (high - low) * torch.rand(shape, dtype=torch.float64)).to(device, dtype)
+
+
+def logit(decode):
+    def draw(dtype, device, batch=None, backward=False):
+        x = images(dtype, device, batch)
+        x = torch.logit(x) if decode else x
+        logdet = normal(x.shape[0], dtype=acc(dtype), device=device)
+        alpha = random.choice([1e-3, 0.05, 0.2])
+        return (torch.randn_like(x), logdet, x, alpha) if backward else (x, logdet, alpha)
+
+    return draw
+
+
+def squeezable(unsqueeze):
+    def draw(dtype, device, batch=None):
+        b, c, h, w = batch_of(batch), size(1, 4), size(), size()
+        shape = (b, 4 * c, h, w) if unsqueeze else (b, c, 2 * h, 2 * w)
+        return (normal(*shape, dtype=dtype, device=device),)
+
+    return draw
+
+
+def gaussian(dtype, device, batch=None):
+    b, c, h, w = batch_of(batch), size(1, 4), size(), size(1, 40)
+    make = lambda *s: normal(*s, dtype=dtype, device=device)
+    shapes = [(), (1, 1, 1), (b, 1, 1, 1), (c, h, w), (1, 1, h, 1), (b, c, h, w), (w,), (b, 1, h, 1)]
+    mean, std = make(*random.choice(shapes)), make(*random.choice(shapes)).abs() + 0.5
+    return make(b, c, h, w), make(b, c, h, w), mean, std
+
+
+def latents(dtype, device, batch=None):
+    return (normal(batch_of(batch), size(1, 3000), dtype=dtype, device=device),)
+
+
+def places_for(b, k, c, h, w, ph, pw, device):
+    draw = lambda n: torch.randint(0, n, (b, k))
+    return torch.stack([draw(c), draw(h - ph + 1), draw(w - pw + 1)], -1).to(device)
+
+
+def patches(scatter):
+    def draw(dtype, device, batch=None):
+        b, k, c, h, w = batch_of(batch), size(0, 4), size(1, 3), size(2), size(2)
+        ph, pw = size(1, h), size(1, w)
+        places = places_for(b, k, c, h, w, ph, pw, device)
+        if scatter:
+            return normal(b, k, ph, pw, dtype=dtype, device=device), places, c, h, w
+        return normal(b, c, h, w, dtype=dtype, device=device), places, ph, pw
+
+    return draw
+
+
+def stream():
+    return random.choice([0, 1, 2**32 + 7, 2**63 - 1]), random.choice([0, 5, 2**32 - 2, 2**40])
+
+
+def structured(map_only):
+    def draw(dtype, device, batch=None):
+        b, c, h, w = batch_of(batch), size(1, 3), size(), size(1, 20)
+        level = normal(b, dtype=dtype, device=device).abs()
+        kind = random.randint(0, 3)
+        rate = 0.005 if kind == 3 else random.choice([3.0, 16.0])
+        rest = (c, h, w, kind, rate, *random.choice([(0.0, float("inf")), (0.1, 0.5)]))
+        if map_only:
+            return (level, *rest)
+        return (normal(b, dtype=dtype, device=device), level, *rest, *stream())
+
+    return draw
+
+
+def gaussian_noise(dtype, device, batch=None):
+    _, fx, mean, std = gaussian(dtype, device, batch)
+    return mean, std, list(fx.shape), *stream()
+
+
+def digits(dtype, device, batch=None):
+    m, ph, pw = size(), size(1, 5), size(1, 5)
+    bank = normal(m, ph, pw, dtype=dtype, device=device)
+    return bank, batch_of(batch), size(0, 4), size(1, 3), ph + size(0, 6), pw + size(0, 6), *stream()
+
+
+def with_backward(draw):
+    return lambda dtype, device, batch=None: draw(dtype, device, batch, backward=True)
+
+
+CASES = [
+    *(
+        Case(f"affine_coupling_{d}", coupling(mask), getattr(reference, f"affine_coupling_{d}"))
+        for d in ("encode", "decode")
+        for mask in range(4)
+    ),
+    *(
+        Case(f"affine_coupling_{d}_backward", with_backward(coupling(mask)),
+             backward_twin(f"affine_coupling_{d}"))
+        for d in ("encode", "decode")
+        for mask in range(4)
+    ),
+    Case("logit_encode", logit(False), reference.logit_encode),
+    Case("logit_decode", logit(True), reference.logit_decode),
+    Case("logit_encode_backward", with_backward(logit(False)), reference.logit_encode_backward),
+    Case("logit_decode_backward", with_backward(logit(True)), reference.logit_decode_backward),
+    Case("squeeze", squeezable(False), reference.squeeze),
+    Case("unsqueeze", squeezable(True), reference.unsqueeze),
+    Case("gaussian_log_prob", gaussian, reference.gaussian_log_prob),
+    Case("standard_normal_log_prob", latents, reference.standard_normal_log_prob),
+    Case("gather_patches", patches(False), reference.gather_patches),
+    Case("scatter_patches", patches(True), reference.scatter_patches),
+    Case("dequantise", lambda t, d, b=None: (images(t, d, b), random.choice([2, 32, 256]), *stream()),
+         reference.dequantise, False),
+    Case("random_bits", lambda t, d, b=None: (size(0, 100), *stream(), torch.empty(0, device=d)),
+         reference.random_bits, False),
+    Case("gaussian_noise", gaussian_noise, reference.gaussian_noise, False),
+    Case("sigma_map", structured(True), reference.sigma_map, False),
+    Case("structured_noise", structured(False), reference.structured_noise, False),
+    Case("digit_overlay", digits, reference.digit_overlay, False),
+    Case("quantise_ste",
+         lambda t, d, b=None: (2 * torch.randn_like(images(t, d, b)), random.randint(1, 8), -1.0, 1.5),
+         reference.quantise_ste),
+]  # fmt: skip
+IDS = [f"{case.name}-{i}" for i, case in enumerate(CASES)]
