@@ -1,1 +1,39 @@
-"""Image inverse problems with a normalizing-flow prior and a normalizing-flow noise model."""
+"""Image inverse problems with a normalizing-flow prior and a normalizing-flow noise model.
+
+From measurements y = f(x) + noise, ``reconstruct`` finds the most probable image x, for any
+differentiable f and any noise whose density can be evaluated (Whang, Lei, Dimakis, ICML 2021).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import metrics, noise, operators, ops
+from ._backend import build_info, show_config
+from ._reconstruct import Reconstruction, measure, reconstruct
+from .errors import ArgumentError, SolverError
+from .flows import RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
+from .solvers import Status
+
+try:
+    __version__ = version("flowinv_fast")
+except PackageNotFoundError:  # running from a source tree that was never installed
+    __version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "RealNVP",
+    "RealNVPConfig",
+    "Reconstruction",
+    "SolverError",
+    "Status",
+    "available_flows",
+    "build_info",
+    "load_flow",
+    "measure",
+    "metrics",
+    "noise",
+    "operators",
+    "ops",
+    "reconstruct",
+    "save_flow",
+    "show_config",
+]

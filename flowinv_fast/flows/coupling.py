@@ -45,9 +45,20 @@ class AffineCoupling(nn.Module):
         return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) to the same shape; logdet (B,) grows by log|det dz/dx|."""
-        return ops.affine_coupling_encode(x, self._raw(x), self.gain, logdet, self.mask)
+        """(B, C, H, W) to the same shape; logdet (B,) grows by log|det dz/dx|.
+
+        Without gradients both arguments are overwritten where they are contiguous.
+        """
+        raw = self._raw(x)
+        if torch.is_grad_enabled() or not x.is_contiguous():
+            return ops.affine_coupling_encode(x, raw, self.gain, logdet, self.mask)
+        ops.affine_coupling_encode_(x, raw, self.gain, logdet, self.mask)
+        return x, logdet
 
     def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse of encode; logdet (B,) grows by log|det dx/dz|."""
-        return ops.affine_coupling_decode(z, self._raw(z), self.gain, logdet, self.mask)
+        """Inverse of encode; logdet (B,) grows by log|det dx/dz|. Overwrites like encode."""
+        raw = self._raw(z)
+        if torch.is_grad_enabled() or not z.is_contiguous():
+            return ops.affine_coupling_decode(z, raw, self.gain, logdet, self.mask)
+        ops.affine_coupling_decode_(z, raw, self.gain, logdet, self.mask)
+        return z, logdet

@@ -153,6 +153,8 @@ class RealNVP(nn.Module):
         logdet = self._zero_logdet(z)
         *latents, h = z.split([math.prod(s) for s in self._latent_sizes], dim=1)
         h = h.reshape(z.shape[0], *self._latent_sizes[-1])
+        if not torch.is_grad_enabled():
+            h = h.clone(memory_format=torch.contiguous_format)  # couplings overwrite it
         for layers in reversed(self.scales):
             if "channel" in layers:
                 h = ops.factor_in(h, latents.pop())

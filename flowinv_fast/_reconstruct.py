@@ -1,0 +1,450 @@
+"""``reconstruct``: the most probable image for a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import objectives, ops
+from .errors import ArgumentError, SolverError, require
+from .solvers import Solution, Status, minimise
+
+_NAME = "reconstruct"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHOD.md's table of losses, with the defaults that measured best.
+
+    Args:
+        space: "latent" or "image": what is optimised over.
+        needs: which of noise, density (a prior with log-density) the loss uses.
+        weight: its regulariser: "beta", "gamma", "lam" or None.
+        steps, lr, init: defaults.
+    """
+
+    space: str
+    needs: tuple[str, ...]
+    weight: str | None
+    steps: int
+    lr: float
+    init: str
+
+
+METHODS = {
+    "map_latent": Method("latent", ("noise", "density"), "beta", 300, 0.05, "measurement"),
+    "map_image": Method("image", ("noise", "density"), "beta", 200, 0.1, "measurement"),
+    "mle": Method("latent", ("noise",), None, 500, 0.05, "draw"),
+    "csgm": Method("latent", (), "lam", 500, 0.05, "draw"),
+    "asim_likelihood": Method("latent", ("density",), "gamma", 300, 0.05, "measurement"),
+    "asim_proxy": Method("latent", (), "gamma", 300, 0.05, "zeros"),
+}
+INITS = ("measurement", "zeros", "draw")
+_DEFAULT_WEIGHT = {"beta": 1.0, "gamma": 0.1, "lam": 0.1}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What ``reconstruct`` returns; every field is per image and detached.
+
+    Attributes:
+        x: images (B, C, H, W), not clipped.
+        z: latents (B, N) where they were optimised, else None.
+        loss, log_noise, log_prior: (B,) at x, in nats; a term the method lacks is zero, and for
+            the squared-error methods log_noise is minus the squared error.
+        history: losses (steps, B) of the restart that was kept.
+        status: how each image's solve ended.
+        steps: steps each image took (B,).
+    """
+
+    x: Tensor
+    z: Tensor | None
+    loss: Tensor
+    log_noise: Tensor
+    log_prior: Tensor
+    history: Tensor
+    status: list[Status]
+    steps: Tensor
+
+    def __repr__(self) -> str:
+        ends = {s: self.status.count(s) for s in dict.fromkeys(self.status)}
+        told = ", ".join(f"{n} x {s.name}" for s, n in ends.items())
+        mean = self.loss.mean().item() if len(self.loss) else math.nan
+        return f"Reconstruction(x {tuple(self.x.shape)}, mean loss {mean:.2f}, {told})"
+
+
+def reconstruct(
+    y: Tensor,
+    operator: Any,
+    prior: Any,
+    noise: Any = None,
+    *,
+    method: str = "map_latent",
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor | None = None,
+    lam: float | Tensor | None = None,
+    squared: bool = True,
+    steps: int | None = None,
+    lr: float | None = None,
+    schedule: str = "cosine",
+    init: str | Tensor | None = None,
+    restarts: int = 1,
+    smoothing: float = 0.0,
+    tol: float = 0.0,
+    patience: int = 50,
+    seed: int = 0,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    progress: bool | None = None,
+    throw: bool = True,
+) -> Reconstruction:
+    """Most probable images given measurements y = f(x) + noise (Whang, Lei, Dimakis, 2021).
+
+    Images do not influence one another: solving eight together equals solving each alone, to
+    rounding.
+
+    Args:
+        y: measurements (B, ...), float32 or float64, on the prior's device.
+        operator: f, any differentiable callable from images (B, C, H, W) to (B, ...); an object
+            with ``A`` (a deepinv physics) is used through ``A``.
+        prior: a flow (``decode``, ``encode``, ``log_prob``, ``shape``); for mle, csgm and
+            asim_proxy also any callable generator z to x with ``latent_dim``.
+        noise: law of y - f(x): a ``flowinv_fast.noise`` model, a torch.distributions
+            Distribution, anything with ``log_prob``. Unused by csgm and the asim methods.
+        method: "map_latent" (eq. 4, 10), "map_image" (eq. 3, 10), "mle" (eq. 5), "csgm" (eq. 6),
+            "asim_likelihood" (eq. 7), "asim_proxy" (eq. 8).
+        beta: weight of log p_G in the MAP methods; 1 is the exact MAP, 0 < beta < 1 smooths the
+            prior. A number or one per image (B,), not negative; so are gamma and lam.
+        gamma: weight in eq. 7 and 8. lam: weight in eq. 6. Default 0.1 each.
+        squared: eq. 8 with ||z||^2; False takes ||z||.
+        steps, lr: of Adam; defaults by method. schedule: "cosine" or "constant" step size.
+        init: "measurement" (the latent, or image, of a first guess from y; zeros where the
+            operator has no guess), "zeros", "draw" (z from N(0, I)), or a tensor: latents (B, N)
+            or images (B, C, H, W). Default by method.
+        restarts: solves from several starts; each image keeps its lowest loss (csgm: lowest
+            measurement error). From "measurement" restart r of R starts at (1 - r / R) times the
+            guess; from the others at a new draw.
+        smoothing: standard deviation of Gaussian noise added to the variable while annealing, on
+            its way to zero.
+        tol, patience: an image stops when its best loss gains no more than tol (1 + |best|) in
+            ``patience`` steps; 0 takes all steps.
+        seed: of every draw; torch's generators are neither used nor changed.
+        callback: called as callback(step, losses (B,), variable) at every step.
+        progress: show a progress bar; None: only on a terminal.
+        throw: refuse measurements that are not finite and raise where an image finds no finite
+            loss; with False such images come back as zeros with a status that says so.
+    Returns:
+        Reconstruction.
+    Raises:
+        ArgumentError: an argument that cannot be used, named, with what was wanted.
+        SolverError: an image whose loss was never finite, with throw=True.
+    """
+    require(method in METHODS, _NAME, "method", f"one of {list(METHODS)}", repr(method))
+    chosen = METHODS[method]
+    steps = chosen.steps if steps is None else steps
+    lr = chosen.lr if lr is None else lr
+    init = chosen.init if init is None else init
+    _check_numbers(steps, lr, schedule, restarts, smoothing, tol, patience, seed)
+    _check_measurement(y, throw)
+    operator = _as_operator(operator)
+    _check_prior(prior, chosen, y)
+    require("noise" not in chosen.needs or hasattr(noise, "log_prob"), _NAME, "noise",
+            "an object with log_prob(residual)", type(noise).__name__)  # fmt: skip
+    given = {"beta": beta, "gamma": gamma, "lam": lam}
+    weight = _weight(chosen.weight, given, y) if chosen.weight else None
+    readable = torch.isfinite(y).flatten(1).all(1)
+    y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
+
+    with _frozen(operator, prior, noise):
+        _check_shapes(y, operator, prior, noise if "noise" in chosen.needs else None, init)
+        if y.shape[0] == 0:
+            return _empty(y, prior, chosen)
+        evaluate = _objective(method, y, operator, prior, noise, weight, squared)
+        smoother = _Smoother(evaluate, smoothing, seed)
+        anneal = _annealing(operator, smoother, smoothing)
+        shown = sys.stderr.isatty() if progress is None else progress
+        bar = tqdm(total=steps * restarts, disable=not shown, desc=method, unit="step")
+        kept = None
+        try:
+            for restart in range(restarts):
+                start = _start(init, restart, restarts, y, operator, prior, chosen, seed)
+                solution = minimise(
+                    smoother, start, steps=steps, lr=lr, schedule=schedule, tol=tol,
+                    patience=patience, active=readable, anneal=anneal, callback=callback, bar=bar,
+                )  # fmt: skip
+                kept = _keep_better(kept, solution, by_error=method == "csgm")
+                if Status.INTERRUPTED in solution.status:
+                    break
+        finally:
+            bar.close()
+        return _pack(kept, readable, prior, chosen, throw)
+
+
+def measure(
+    x: Tensor, operator: Any, noise: Any, generator: torch.Generator | None = None
+) -> Tensor:
+    """Simulate y = f(x) + delta, delta drawn from the noise model.
+
+    With ``operators.SignSensing(noise_inside=True)`` the noise goes inside: sign(A x + delta).
+
+    Args:
+        x: images (B, C, H, W).
+        operator: f, as for ``reconstruct``.
+        noise: an object with ``sample(shape, generator)``.
+        generator: fixes the draw; None uses torch's global generator.
+    Raises:
+        ArgumentError: noise that cannot be drawn from.
+    """
+    require(hasattr(noise, "sample"), "measure", "noise", "an object with sample(shape, generator)",
+            type(noise).__name__)  # fmt: skip
+    operator = _as_operator(operator)
+    inside = getattr(operator, "noise_inside", False)
+    with torch.no_grad():
+        clean = operator.linear(x) if inside else operator(x)
+        noisy = clean + noise.sample(tuple(clean.shape), generator).to(clean)
+        return ops.sign_ste(noisy) if inside else noisy
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _objective(method, y, operator, prior, noise, weight, squared) -> objectives.Evaluate:
+    if method == "mle":
+        return objectives.mle(y, operator, prior, noise)
+    if method in ("map_latent", "map_image"):
+        return getattr(objectives, method)(y, operator, prior, noise, weight)
+    if method == "asim_proxy":
+        return objectives.asim_proxy(y, operator, prior, weight, squared)
+    return getattr(objectives, method)(y, operator, prior, weight)
+
+
+class _Smoother:
+    """An objective seen through Gaussian noise on its variable that falls to zero as t goes to 1."""
+
+    def __init__(self, evaluate: objectives.Evaluate, smoothing: float, seed: int):
+        self.evaluate, self.smoothing, self.seed = evaluate, smoothing, seed
+        self.time, self.calls = 1.0, 0
+
+    def __call__(self, variable: Tensor) -> objectives.Terms:
+        std = self.smoothing * (1 - self.time)
+        if std > 0:
+            spread = torch.full((), std, dtype=variable.dtype, device=variable.device)
+            self.calls += 1
+            offset = self.calls * variable.numel()
+            variable = variable + ops.gaussian_noise(0.0, spread, variable.shape, self.seed, offset)
+        return self.evaluate(variable)
+
+
+def _annealing(operator, smoother, smoothing) -> Callable[[float], None] | None:
+    operator_anneal = getattr(operator, "anneal", None)
+    if operator_anneal is None and smoothing == 0:
+        return None
+
+    def anneal(t: float) -> None:
+        smoother.time = t
+        if operator_anneal is not None:
+            operator_anneal(t)
+
+    return anneal
+
+
+def _start(init, restart, restarts, y, operator, prior, chosen, seed) -> Tensor:
+    """The first variable of a restart: latents (B, N) or images (B, C, H, W)."""
+    batch, image = y.shape[0], chosen.space == "image"
+    if isinstance(init, Tensor):
+        given_image = init.dim() == 4
+        if restart > 0 or given_image == image:
+            init = init if given_image == image else _convert(init, prior, image)
+            return init + (_draw(init, restart, seed, 0.1) if restart else 0)
+        return _convert(init, prior, image)
+    if init == "measurement":
+        guess = operator.guess(y) if hasattr(operator, "guess") else None
+        if guess is not None:
+            guess = guess.clamp(0, 1) * (1 - restart / restarts)
+            return guess if image else _convert(guess, prior, False)
+        init = "zeros"
+    size = math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
+    z = y.new_zeros(batch, size)
+    if init == "draw" or restart > 0:
+        z = z + _draw(z, restart, seed, 1.0)
+    return objectives.generate(prior, z) if image else z
+
+
+def _draw(like: Tensor, restart: int, seed: int, std: float) -> Tensor:
+    """Gaussian draws; image i's depend on (seed, restart, i) and its size only."""
+    spread = torch.full((), std, dtype=like.dtype, device=like.device)
+    return ops.gaussian_noise(0.0, spread, like.shape, seed, restart << 40)
+
+
+def _convert(start: Tensor, prior: Any, to_image: bool) -> Tensor:
+    with torch.no_grad():
+        return prior.decode(start)[0] if to_image else prior.encode(start)[0]
+
+
+def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Solution:
+    """Per image, the solution of the lower loss, or (csgm) of the lower measurement error."""
+    if kept is None:
+        return new
+    score = lambda s: (-s.terms.log_noise if by_error else s.terms.loss).nan_to_num(math.inf, math.inf)
+    better = score(new) < score(kept)
+    pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
+    rows = max(len(kept.history), len(new.history))
+    longer = lambda h: torch.cat([h, h[-1:].expand(rows - len(h), -1)]) if len(h) else h
+    history = torch.where(better, longer(new.history), longer(kept.history))
+    terms = objectives.Terms(*(pick(a, b) for a, b in zip(kept.terms, new.terms)))
+    status = [n if b else k for k, n, b in zip(kept.status, new.status, better.tolist())]
+    return Solution(
+        pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps)
+    )
+
+
+def _pack(solution: Solution, readable: Tensor, prior, chosen, throw) -> Reconstruction:
+    status = [
+        s if ok else Status.BAD_MEASUREMENT for s, ok in zip(solution.status, readable.tolist())
+    ]
+    failed = [i for i, s in enumerate(status) if s is Status.FAILED]
+    if failed and throw:
+        raise SolverError(f"{_NAME}: images {failed}: {Status.FAILED.value}")
+    lost = [s in (Status.FAILED, Status.BAD_MEASUREMENT) for s in status]
+    lost = torch.tensor(lost, dtype=torch.bool, device=readable.device)
+    clear = lambda t: torch.where(lost.view(-1, *[1] * (t.dim() - 1)), torch.zeros_like(t), t)
+    best = clear(solution.best)
+    with torch.no_grad():
+        x = best if chosen.space == "image" else clear(objectives.generate(prior, best))
+    terms = [clear(t) for t in solution.terms]
+    return Reconstruction(
+        x.detach(), None if chosen.space == "image" else best, *terms,
+        torch.where(lost, torch.zeros_like(solution.history), solution.history),
+        status, clear(solution.steps),
+    )  # fmt: skip
+
+
+def _empty(y: Tensor, prior, chosen) -> Reconstruction:
+    acc = y.new_zeros(0, dtype=ops.reference.accumulate_dtype(y.dtype))
+    z = y.new_zeros(0, math.prod(prior.shape))
+    return Reconstruction(
+        y.new_zeros(0, *prior.shape), None if chosen.space == "image" else z, acc, acc, acc,
+        acc.view(0, 0), [], torch.zeros(0, dtype=torch.long, device=y.device),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _frozen(*parts: Any) -> Iterator[None]:
+    """Modules in evaluation mode and without weight gradients; as before afterwards."""
+    found = [getattr(part, "flow", part) for part in parts]
+    modules = [m for m in found if isinstance(m, nn.Module)]
+    training = [m for root in modules for m in root.modules() if m.training]
+    wanted = [p for m in modules for p in m.parameters() if p.requires_grad]
+    try:
+        for m in modules:
+            m.eval()
+        for p in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+        for m in training:
+            m.training = True
+
+
+# --- checks ----------------------------------------------------------------------------------------
+
+
+def _check_numbers(steps, lr, schedule, restarts, smoothing, tol, patience, seed) -> None:
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
+    real = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
+    require(whole(steps) and steps >= 1, _NAME, "steps", "an integer of at least 1", steps)
+    require(real(lr) and lr > 0, _NAME, "lr", "a positive number", lr)
+    require(schedule in ("cosine", "constant"), _NAME, "schedule", "'cosine' or 'constant'", repr(schedule))
+    require(whole(restarts) and restarts >= 1, _NAME, "restarts", "an integer of at least 1", restarts)
+    require(real(smoothing) and smoothing >= 0, _NAME, "smoothing", "a number of at least 0", smoothing)
+    require(real(tol) and tol >= 0, _NAME, "tol", "a number of at least 0", tol)
+    require(whole(patience) and patience >= 1, _NAME, "patience", "an integer of at least 1", patience)
+    require(whole(seed) and 0 <= seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)
+
+
+def _check_measurement(y: Any, throw: bool) -> None:
+    wanted = "a float32 or float64 tensor (B, ...)"
+    require(isinstance(y, Tensor), _NAME, "y", wanted, type(y).__name__)
+    good = y.dtype in (torch.float32, torch.float64) and y.dim() >= 2
+    require(good, _NAME, "y", wanted, f"{y.dtype} of shape {tuple(y.shape)}")
+    if throw:
+        bad = int((~torch.isfinite(y)).sum())
+        require(bad == 0, _NAME, "y", "finite measurements (throw=False solves the others)",
+                f"{bad} values that are NaN or infinite")  # fmt: skip
+
+
+def _as_operator(operator: Any) -> Any:
+    """A deepinv physics measures noiselessly through A; its call adds fresh noise."""
+    if callable(getattr(operator, "A", None)):
+        return operator.A
+    require(callable(operator), _NAME, "operator", "a callable, or an object with A", type(operator).__name__)
+    return operator
+
+
+def _check_prior(prior: Any, chosen: Method, y: Tensor) -> None:
+    if "density" in chosen.needs or chosen.space == "image":
+        for name in ("decode", "encode", "log_prob", "shape"):
+            require(hasattr(prior, name), _NAME, "prior", f"a flow with {name}", type(prior).__name__)
+    else:
+        good = hasattr(prior, "decode") and hasattr(prior, "shape")
+        good = good or callable(prior) and hasattr(prior, "latent_dim")
+        require(good, _NAME, "prior", "a flow, or a callable generator with latent_dim",
+                type(prior).__name__)  # fmt: skip
+    if isinstance(prior, nn.Module):
+        held = next(prior.parameters(), None)
+        if held is not None:
+            same = held.dtype == y.dtype and held.device == y.device
+            require(same, _NAME, "y", f"{held.dtype} on {held.device}, like the prior",
+                    f"{y.dtype} on {y.device}")  # fmt: skip
+
+
+def _weight(name: str, given: dict, y: Tensor) -> float | Tensor:
+    value = given[name] if given[name] is not None else _DEFAULT_WEIGHT[name]
+    wanted = f"a number of at least 0, or one per image ({y.shape[0]},)"
+    try:
+        tensor = torch.as_tensor(value, device=y.device, dtype=y.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(_NAME, name, wanted, repr(value)) from None
+    good = tensor.dim() == 0 or tuple(tensor.shape) == (y.shape[0],)
+    require(good, _NAME, name, wanted, f"shape {tuple(tensor.shape)}")
+    fine = bool((tensor >= 0).all()) and bool(torch.isfinite(tensor).all())
+    require(fine, _NAME, name, wanted, value)
+    return tensor.detach()
+
+
+def _check_shapes(y: Tensor, operator: Any, prior: Any, noise: Any, init: Any) -> None:
+    """One probe image through the operator and the noise model: shapes must meet y's."""
+    size = math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
+    if isinstance(init, Tensor):
+        shapes = [(y.shape[0], size)]
+        if hasattr(prior, "shape"):
+            shapes.append((y.shape[0], *prior.shape))
+        good = tuple(init.shape) in shapes and init.dtype == y.dtype and init.device == y.device
+        require(good, _NAME, "init", f"{y.dtype} on {y.device} of shape {' or '.join(map(str, shapes))}",
+                f"{init.dtype} on {init.device} of shape {tuple(init.shape)}")  # fmt: skip
+    else:
+        require(init in INITS, _NAME, "init", f"one of {INITS} or a tensor", repr(init))
+    if y.shape[0] == 0:
+        return
+    with torch.no_grad():
+        x = objectives.generate(prior, y.new_zeros(y.shape[0], size))
+        fx = operator(x)
+        require(isinstance(fx, Tensor), _NAME, "operator", "a tensor back", type(fx).__name__)
+        require(fx.shape == y.shape, _NAME, "y", f"shape {tuple(fx.shape)}, what the operator makes of "
+                f"images {tuple(x.shape)}", tuple(y.shape))  # fmt: skip
+        require(fx.dtype == y.dtype and fx.device == y.device, _NAME, "operator",
+                f"{y.dtype} on {y.device}, like y", f"{fx.dtype} on {fx.device}")  # fmt: skip
+        if noise is not None:
+            value = objectives.log_noise_of(noise, y, fx)
+            good = isinstance(value, Tensor) and value.shape == y.shape[:1]
+            require(good, _NAME, "noise", f"log_prob of shape ({y.shape[0]},)",
+                    getattr(value, "shape", type(value)))  # fmt: skip

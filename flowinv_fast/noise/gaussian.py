@@ -1,0 +1,68 @@
+"""Independent Gaussian noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import require
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """A Philox seed from a torch generator; from torch's global one where there is none."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(0, 2**62, (), generator=generator, device=device))
+
+
+def as_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number or tensor with the device and dtype of another tensor."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def check_positive(function: str, argument: str, value: float | Tensor) -> None:
+    """Refuse anything but positive finite numbers."""
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    good = tensor.numel() > 0 and bool((tensor > 0).all()) and bool(torch.isfinite(tensor).all())
+    got = value if not isinstance(value, Tensor) else f"values from {tensor.min().item():g}"
+    require(good, function, argument, "positive finite numbers", got)
+
+
+class Gaussian:
+    """N(mean, std^2), independent over the elements of a measurement.
+
+    Args:
+        std: positive; a number, or a tensor that broadcasts to the measurements (B, ...): per
+            pixel, per image, or both.
+        mean: the same, any sign.
+    Raises:
+        ArgumentError: std not positive and finite.
+    """
+
+    def __init__(self, std: float | Tensor, mean: float | Tensor = 0.0):
+        check_positive("Gaussian", "std", std)
+        self.std, self.mean = std, mean
+
+    def std_like(self, residual: Tensor) -> Tensor:
+        """Standard deviations, broadcastable to a residual (B, ...)."""
+        return as_like(self.std, residual)
+
+    def log_likelihood(self, y: Tensor, fx: Tensor) -> Tensor:
+        """log p(y - fx), (B,), value and gradient in one pass."""
+        return ops.gaussian_log_prob(y, fx, as_like(self.mean, fx), self.std_like(fx))
+
+    def log_prob(self, residual: Tensor) -> Tensor:
+        """log p(residual): (B, ...) to (B,)."""
+        return self.log_likelihood(residual, torch.zeros_like(residual))
+
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """A draw of shape (B, ...); the seed comes from ``generator``, or torch's global one."""
+        like = torch.empty(tuple(shape), device=device, dtype=dtype)
+        mean = as_like(self.mean, like)
+        return ops.gaussian_noise(mean, self.std_like(like), shape, draw_seed(generator))

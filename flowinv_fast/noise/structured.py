@@ -1,0 +1,108 @@
+"""Gaussian noise whose standard deviation follows a pattern."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import require
+from .gaussian import Gaussian, check_positive
+
+
+class _Patterned(Gaussian):
+    """Standard deviations from ``ops.sigma_map``; residuals are (B, C, H, W) or (B, m)."""
+
+    kind: str
+
+    def __init__(self, level: float | Tensor, mean: float, rate: float, floor: float, ceiling: float):
+        name = type(self).__name__
+        check_positive(name, "level", level)
+        require(rate > 0, name, "rate", "a positive number", rate)
+        require(0 <= floor <= ceiling, name, "floor", f"a number in 0 .. {ceiling}", floor)
+        self.level, self.mean = level, mean
+        self.rate, self.floor, self.ceiling = rate, floor, ceiling
+        self._kept: tuple[tuple, Tensor] | None = None
+
+    def std_like(self, residual: Tensor) -> Tensor:
+        """Standard deviations (1 or B, ...) for a residual (B, C, H, W), or (B, m): m rows."""
+        require(residual.dim() in (2, 4), f"{type(self).__name__}.log_prob", "residual",
+                "shape (B, C, H, W) or (B, m)", tuple(residual.shape))  # fmt: skip
+        key = (residual.shape[1:], residual.dtype, residual.device)
+        if self._kept is None or self._kept[0] != key:
+            level = torch.as_tensor(self.level, dtype=residual.dtype, device=residual.device)
+            shape = residual.shape[1:] if residual.dim() == 4 else (1, residual.shape[1], 1)
+            std = ops.sigma_map(
+                level.reshape(-1), tuple(shape), self.kind, self.rate, self.floor, self.ceiling
+            )
+            self._kept = (key, std if residual.dim() == 4 else std.flatten(1))
+        return self._kept[1]
+
+
+class Sinusoidal(_Patterned):
+    """Every pixel of row k has the same sigma_k, a sinusoid's exponential (METHOD, noise models).
+
+    form "exp": sigma_k = level exp(sin(2 pi k / period)) / e;
+    form "expm1": sigma_k = level (exp(sin(2 pi k / period)) - 1) / (e - 1), where half of the rows
+    sit on the floor. They are different tasks; name the form in every report.
+
+    Args:
+        level: c; a number or one per image (B,).
+        mean: added to every element.
+        form: "exp" or "expm1".
+        period: rows per period.
+        floor, ceiling: sigma is clamped to this range.
+    Raises:
+        ArgumentError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        level: float | Tensor = 0.1,
+        mean: float = 0.0,
+        form: str = "exp",
+        period: float = 16.0,
+        floor: float = 0.001,
+        ceiling: float = 1.0,
+    ):
+        require(form in ("exp", "expm1"), "Sinusoidal", "form", "'exp' or 'expm1'", repr(form))
+        self.kind = f"sinusoidal_{form}"
+        super().__init__(level, mean, period, floor, ceiling)
+
+    @classmethod
+    def measurements(
+        cls, level: float = 1.0, mean: float = 0.0, period: float = 16.0
+    ) -> Sinusoidal:
+        """The law of compressed-sensing measurements (B, m), or of any (B, C, H, W) by rows.
+
+        sigma_k proportional to exp(sin(2 pi k / period)), the largest variance being ``level``.
+        """
+        check_positive("Sinusoidal.measurements", "level", level)
+        return cls(math.sqrt(level), mean, "exp", period, 0.0, math.inf)
+
+
+class Radial(_Patterned):
+    """sigma = level exp(-rate d^2), d the distance in pixels from ((H - 1) // 2, (W - 1) // 2).
+
+    Args:
+        level: sigma at the centre; a number or one per image (B,).
+        mean: added to every element.
+        rate: decay per squared pixel.
+        floor, ceiling: sigma is clamped to this range.
+    Raises:
+        ArgumentError: an argument outside its range.
+    """
+
+    kind = "radial"
+
+    def __init__(
+        self,
+        level: float | Tensor = 1.0,
+        mean: float = 0.0,
+        rate: float = 0.005,
+        floor: float = 0.001,
+        ceiling: float = 1.0,
+    ):
+        super().__init__(level, mean, rate, floor, ceiling)

@@ -1,0 +1,119 @@
+"""The losses of METHOD.md, batched: one value per image.
+
+Each builder returns ``evaluate(variable) -> Terms``, where the variable is a batch of latents
+z (B, N) or of images x (B, C, H, W). Equation numbers are those of Whang, Lei, Dimakis (2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import ops
+
+
+class Terms(NamedTuple):
+    """A loss and what it is made of; each (B,). A term the method does not have is zero."""
+
+    loss: Tensor
+    log_noise: Tensor
+    log_prior: Tensor
+
+
+Evaluate = Callable[[Tensor], Terms]
+
+
+def log_noise_of(noise: Any, y: Tensor, fx: Tensor) -> Tensor:
+    """log p_noise(y - fx), (B,); Gaussian-type noises score it in one pass."""
+    if hasattr(noise, "log_likelihood"):
+        return noise.log_likelihood(y, fx)
+    value = noise.log_prob(y - fx)
+    return value.flatten(1).sum(1) if value.dim() > 1 else value
+
+
+def generate(prior: Any, z: Tensor) -> Tensor:
+    """G(z) of a flow, or of a generator without a density (a GAN, a VAE's decoder)."""
+    return prior.decode(z)[0] if hasattr(prior, "decode") else prior(z)
+
+
+def _squared_error(y: Tensor, fx: Tensor) -> Tensor:
+    return (y - fx).square().flatten(1).sum(1)
+
+
+def map_latent(y: Tensor, operator: Any, prior: Any, noise: Any, beta: float | Tensor) -> Evaluate:
+    """-log p_noise(y - f(G(z))) - beta log p_G(G(z)) over z (eq. 4 and 10).
+
+    log p_G(G(z)) = log N(z; 0, I) - log|det dG/dz|: one decode gives both terms.
+    """
+
+    def evaluate(z: Tensor) -> Terms:
+        x, logdet = prior.decode(z)
+        log_prior = ops.standard_normal_log_prob(z) - logdet
+        log_noise = log_noise_of(noise, y, operator(x))
+        return Terms(-log_noise - beta * log_prior, log_noise, log_prior)
+
+    return evaluate
+
+
+def map_image(y: Tensor, operator: Any, prior: Any, noise: Any, beta: float | Tensor) -> Evaluate:
+    """-log p_noise(y - f(x)) - beta log p_G(x) over x (eq. 3 and 10)."""
+
+    def evaluate(x: Tensor) -> Terms:
+        log_prior = prior.log_prob(x)
+        log_noise = log_noise_of(noise, y, operator(x))
+        return Terms(-log_noise - beta * log_prior, log_noise, log_prior)
+
+    return evaluate
+
+
+def mle(y: Tensor, operator: Any, prior: Any, noise: Any) -> Evaluate:
+    """-log p_noise(y - f(G(z))) over z (eq. 5)."""
+
+    def evaluate(z: Tensor) -> Terms:
+        log_noise = log_noise_of(noise, y, operator(generate(prior, z)))
+        return Terms(-log_noise, log_noise, log_noise.new_zeros(log_noise.shape))
+
+    return evaluate
+
+
+def csgm(y: Tensor, operator: Any, prior: Any, lam: float | Tensor) -> Evaluate:
+    """||y - f(G(z))||^2 + lam ||z||^2 over z (eq. 6; Bora et al., 2017)."""
+
+    def evaluate(z: Tensor) -> Terms:
+        error = _squared_error(y, operator(generate(prior, z)))
+        size = z.square().sum(1)
+        return Terms(error + lam * size, -error, -size)
+
+    return evaluate
+
+
+def asim_likelihood(y: Tensor, operator: Any, prior: Any, gamma: float | Tensor) -> Evaluate:
+    """||y - f(G(z))||^2 - gamma log p_G(G(z)) over z (eq. 7; Asim et al., 2019).
+
+    Equals 2 s^2 times ``map_latent`` with Gaussian noise of standard deviation s and
+    beta = gamma / (2 s^2), up to a constant.
+    """
+
+    def evaluate(z: Tensor) -> Terms:
+        x, logdet = prior.decode(z)
+        log_prior = ops.standard_normal_log_prob(z) - logdet
+        error = _squared_error(y, operator(x))
+        return Terms(error - gamma * log_prior, -error, log_prior)
+
+    return evaluate
+
+
+def asim_proxy(
+    y: Tensor, operator: Any, prior: Any, gamma: float | Tensor, squared: bool = True
+) -> Evaluate:
+    """||y - f(G(z))||^2 + gamma ||z||^2 over z (eq. 8), or gamma ||z|| with ``squared=False``."""
+
+    def evaluate(z: Tensor) -> Terms:
+        error = _squared_error(y, operator(generate(prior, z)))
+        size = z.square().sum(1)
+        size = size if squared else (size + 1e-12).sqrt()
+        return Terms(error + gamma * size, -error, -size)
+
+    return evaluate

@@ -1,0 +1,91 @@
+"""Compressed sensing with a Gaussian matrix, linear or one-bit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import require
+from .base import Composable, LinearOperator
+
+
+class GaussianSensing(LinearOperator):
+    """f(x) = A x, A (m, N) with entries N(0, 1/m).
+
+    Args:
+        measurements: m, at least 1.
+        shape: (C, H, W) of the images, N = C H W.
+        seed: of the matrix, drawn by Philox: the same on every device.
+    Raises:
+        ArgumentError: m or shape that cannot be.
+    """
+
+    def __init__(self, measurements: int, shape: tuple[int, int, int], seed: int = 0):
+        super().__init__()
+        require(measurements >= 1, "GaussianSensing", "measurements", "at least 1", measurements)
+        require(len(shape) == 3 and min(shape) >= 1, "GaussianSensing", "shape", "(C, H, W)", shape)
+        self.shape = tuple(shape)
+        std = torch.full((), 1 / math.sqrt(measurements))
+        matrix = ops.gaussian_noise(0.0, std, (measurements, math.prod(shape)), seed)
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y)).view(-1, *self.shape)
+
+
+class SignSensing(Composable):
+    """f(x) = sign(A x): one-bit compressed sensing, with a straight-through gradient.
+
+    The sign says nothing about where to go, so a solve follows smoother problems towards it:
+    ``anneal(t)`` replaces the sign by erf(A x / (sqrt(2) w)), w falling geometrically from
+    ``widths[0]`` to ``widths[1]`` times the spread of A x as t goes from 0 to 1; at t = 1 it is the
+    sign. ``reconstruct`` calls it; a plain call f(x) is always the sign.
+
+    Args:
+        measurements: m, at least 1.
+        shape: (C, H, W) of the images.
+        seed: of the matrix.
+        noise_inside: where ``measure`` puts the noise: sign(A x + delta) if True, else
+            sign(A x) + delta (the paper's, default). Name it in every table.
+        widths: first and last width of the smoothed sign.
+    Raises:
+        ArgumentError: an argument that cannot be.
+    """
+
+    def __init__(
+        self,
+        measurements: int,
+        shape: tuple[int, int, int],
+        seed: int = 0,
+        noise_inside: bool = False,
+        widths: tuple[float, float] = (1.0, 0.1),
+    ):
+        super().__init__()
+        good = len(widths) == 2 and widths[0] >= widths[1] > 0
+        require(good, "SignSensing", "widths", "two positive numbers, falling", widths)
+        self.linear = GaussianSensing(measurements, shape, seed)
+        self.noise_inside, self.widths = noise_inside, widths
+        self._time = 1.0
+
+    def anneal(self, t: float) -> None:
+        """Go to time t in [0, 1]; 1 is the sign itself."""
+        self._time = t
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = self.linear(x)
+        if self._time >= 1:
+            return ops.sign_ste(product)
+        first, last = self.widths
+        width = first * (last / first) ** self._time
+        spread = product.detach().square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
+        return torch.erf(product / (math.sqrt(2) * width * spread))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y: up to scale, the linear estimate of the image (Plan and Vershynin, 2013)."""
+        return self.linear.adjoint(y)
