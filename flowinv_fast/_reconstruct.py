@@ -98,6 +98,7 @@ def reconstruct(
     init: str | Tensor | None = None,
     restarts: int = 1,
     smoothing: float = 0.0,
+    tempering: float = 1.0,
     tol: float = 0.0,
     patience: int = 50,
     seed: int = 0,
@@ -133,6 +134,8 @@ def reconstruct(
             guess; from the others at a new draw.
         smoothing: standard deviation of Gaussian noise added to the variable while annealing, on
             its way to zero.
+        tempering: weight of log p_noise at the start of annealing, in (0, 1], rising geometrically
+            to 1: the prior decides first, the measurement sharpens later.
         tol, patience: an image stops when its best loss gains no more than tol (1 + |best|) in
             ``patience`` steps; 0 takes all steps.
         seed: of every draw; torch's generators are neither used nor changed.
@@ -151,7 +154,7 @@ def reconstruct(
     steps = chosen.steps if steps is None else steps
     lr = chosen.lr if lr is None else lr
     init = chosen.init if init is None else init
-    _check_numbers(steps, lr, schedule, restarts, smoothing, tol, patience, seed)
+    _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)
     _check_measurement(y, throw)
     operator = _as_operator(operator)
     _check_prior(prior, chosen, y)
@@ -167,8 +170,7 @@ def reconstruct(
         if y.shape[0] == 0:
             return _empty(y, prior, chosen)
         evaluate = _objective(method, y, operator, prior, noise, weight, squared)
-        smoother = _Smoother(evaluate, smoothing, seed)
-        anneal = _annealing(operator, smoother, smoothing)
+        annealed = _Annealed(evaluate, operator, smoothing, tempering, seed)
         shown = sys.stderr.isatty() if progress is None else progress
         bar = tqdm(total=steps * restarts, disable=not shown, desc=method, unit="step")
         kept = None
@@ -176,8 +178,8 @@ def reconstruct(
             for restart in range(restarts):
                 start = _start(init, restart, restarts, y, operator, prior, chosen, seed)
                 solution = minimise(
-                    smoother, start, steps=steps, lr=lr, schedule=schedule, tol=tol,
-                    patience=patience, active=readable, anneal=anneal, callback=callback, bar=bar,
+                    annealed, start, steps=steps, lr=lr, schedule=schedule, tol=tol,
+                    patience=patience, active=readable, anneal=annealed.hook, callback=callback, bar=bar,
                 )  # fmt: skip
                 kept = _keep_better(kept, solution, by_error=method == "csgm")
                 if Status.INTERRUPTED in solution.status:
@@ -225,34 +227,34 @@ def _objective(method, y, operator, prior, noise, weight, squared) -> objectives
     return getattr(objectives, method)(y, operator, prior, weight)
 
 
-class _Smoother:
-    """An objective seen through Gaussian noise on its variable that falls to zero as t goes to 1."""
+class _Annealed:
+    """An objective that is easier at first: noise on the variable, a faint likelihood, an operator
+    with ``anneal``. At time 1 it is the objective itself."""
 
-    def __init__(self, evaluate: objectives.Evaluate, smoothing: float, seed: int):
-        self.evaluate, self.smoothing, self.seed = evaluate, smoothing, seed
+    def __init__(self, evaluate: objectives.Evaluate, operator, smoothing, tempering, seed):
+        self.evaluate, self.operator_anneal = evaluate, getattr(operator, "anneal", None)
+        self.smoothing, self.tempering, self.seed = smoothing, tempering, seed
         self.time, self.calls = 1.0, 0
+        plain = self.operator_anneal is None and smoothing == 0 and tempering == 1
+        self.hook = None if plain else self.anneal
+
+    def anneal(self, t: float) -> None:
+        self.time = t
+        if self.operator_anneal is not None:
+            self.operator_anneal(t)
 
     def __call__(self, variable: Tensor) -> objectives.Terms:
+        if self.time >= 1:
+            return self.evaluate(variable)
         std = self.smoothing * (1 - self.time)
         if std > 0:
             spread = torch.full((), std, dtype=variable.dtype, device=variable.device)
             self.calls += 1
             offset = self.calls * variable.numel()
             variable = variable + ops.gaussian_noise(0.0, spread, variable.shape, self.seed, offset)
-        return self.evaluate(variable)
-
-
-def _annealing(operator, smoother, smoothing) -> Callable[[float], None] | None:
-    operator_anneal = getattr(operator, "anneal", None)
-    if operator_anneal is None and smoothing == 0:
-        return None
-
-    def anneal(t: float) -> None:
-        smoother.time = t
-        if operator_anneal is not None:
-            operator_anneal(t)
-
-    return anneal
+        terms = self.evaluate(variable)
+        weight = self.tempering ** (1 - self.time)
+        return terms._replace(loss=terms.loss + (1 - weight) * terms.log_noise)
 
 
 def _start(init, restart, restarts, y, operator, prior, chosen, seed) -> Tensor:
@@ -358,7 +360,7 @@ def _frozen(*parts: Any) -> Iterator[None]:
 # --- checks ----------------------------------------------------------------------------------------
 
 
-def _check_numbers(steps, lr, schedule, restarts, smoothing, tol, patience, seed) -> None:
+def _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed) -> None:
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
     real = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
     require(whole(steps) and steps >= 1, _NAME, "steps", "an integer of at least 1", steps)
@@ -366,6 +368,8 @@ def _check_numbers(steps, lr, schedule, restarts, smoothing, tol, patience, seed
     require(schedule in ("cosine", "constant"), _NAME, "schedule", "'cosine' or 'constant'", repr(schedule))
     require(whole(restarts) and restarts >= 1, _NAME, "restarts", "an integer of at least 1", restarts)
     require(real(smoothing) and smoothing >= 0, _NAME, "smoothing", "a number of at least 0", smoothing)
+    fraction = real(tempering) and 0 < tempering <= 1
+    require(fraction, _NAME, "tempering", "a number in (0, 1]", tempering)
     require(real(tol) and tol >= 0, _NAME, "tol", "a number of at least 0", tol)
     require(whole(patience) and patience >= 1, _NAME, "patience", "an integer of at least 1", patience)
     require(whole(seed) and 0 <= seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)

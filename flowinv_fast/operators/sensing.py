@@ -89,3 +89,9 @@ class SignSensing(Composable):
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y: up to scale, the linear estimate of the image (Plan and Vershynin, 2013)."""
         return self.linear.adjoint(y)
+
+    def guess(self, y: Tensor) -> Tensor:
+        """The linear estimate, scaled to peak at 1: signs say nothing about brightness."""
+        image = self.adjoint(y)
+        peak = image.flatten(1).amax(1).clamp_min(1e-12)
+        return image / peak.view(-1, 1, 1, 1)
