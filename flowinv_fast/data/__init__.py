@@ -1,5 +1,5 @@
 """Images in and out: IDX files, arrays, folders; the shipped weights and test images."""
 
-from .images import image_grid, load_images, save_png
+from .images import image_grid, load_images, sample_images, save_png, to_picture
 
-__all__ = ["image_grid", "load_images", "save_png"]
+__all__ = ["image_grid", "load_images", "sample_images", "save_png", "to_picture"]

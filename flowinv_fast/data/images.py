@@ -122,11 +122,32 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tens
     return grid
 
 
-def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
-    """Write an image (C, H, W), clipped to [0, 1], C 1 or 3, as PNG; zoom repeats pixels."""
+def to_picture(image: Tensor, zoom: int = 1) -> Image.Image:
+    """An image (C, H, W), clipped to [0, 1], C 1 or 3, as 8-bit picture; zoom repeats pixels."""
     array = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     array = array.repeat(zoom, 1).repeat(zoom, 2)
-    picture = Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
+    return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
+
+
+def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
+    """Write an image (C, H, W) as PNG, clipped to [0, 1]; the file appears whole or not at all."""
     temporary = Path(path).with_suffix(".tmp.png")
-    picture.save(temporary)
+    to_picture(image, zoom).save(temporary)
     os.replace(temporary, path)
+
+
+def sample_images(name: str, count: int | None = None) -> Tensor:
+    """Shipped test images: the first of the paper's selection of a test set.
+
+    Args:
+        name: "fashion-28" or "mnist-28".
+        count: how many, at most 32; None is all 32.
+    Returns:
+        float32 (count, 1, 28, 28) in [0, 1].
+    Raises:
+        ArgumentError: an unknown name.
+    """
+    folder = Path(__file__).parent / "samples"
+    names = sorted(path.stem for path in folder.glob("*.npy"))
+    require(name in names, "sample_images", "name", f"one of {names}", repr(name))
+    return load_images(folder / f"{name}.npy")[:count].float() / 255

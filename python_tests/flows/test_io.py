@@ -63,7 +63,7 @@ def test_unknown_name_lists_the_shipped_flows():
         load_flow("no-such-flow")
 
 
-@pytest.mark.parametrize("name", ["digits-noise-28", "fashion-28", "mnist-28"])
+@pytest.mark.parametrize("name", ["digits-noise-28", "fashion-28"])
 def test_shipped_flows(name):
     """Each shipped flow inverts, and scores real-looking samples above noise."""
     info = available_flows()[name]
