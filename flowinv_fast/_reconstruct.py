@@ -155,7 +155,7 @@ def reconstruct(
     lr = chosen.lr if lr is None else lr
     init = chosen.init if init is None else init
     _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)
-    _check_measurement(y, throw)
+    _check_measurement(y)
     operator = _as_operator(operator)
     _check_prior(prior, chosen, y)
     require("noise" not in chosen.needs or hasattr(noise, "log_prob"), _NAME, "noise",
@@ -163,6 +163,10 @@ def reconstruct(
     given = {"beta": beta, "gamma": gamma, "lam": lam}
     weight = _weight(chosen.weight, given, y) if chosen.weight else None
     readable = torch.isfinite(y).flatten(1).all(1)
+    bad = readable.numel() - int(readable.sum())
+    require(not throw or bad == 0, _NAME, "y",
+            "finite measurements (throw=False solves the other images)",
+            f"NaN or infinity in {bad} of {len(y)} images")  # fmt: skip
     y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
 
     with _frozen(operator, prior, noise):
@@ -375,15 +379,11 @@ def _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, pat
     require(whole(seed) and 0 <= seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)
 
 
-def _check_measurement(y: Any, throw: bool) -> None:
+def _check_measurement(y: Any) -> None:
     wanted = "a float32 or float64 tensor (B, ...)"
     require(isinstance(y, Tensor), _NAME, "y", wanted, type(y).__name__)
     good = y.dtype in (torch.float32, torch.float64) and y.dim() >= 2
     require(good, _NAME, "y", wanted, f"{y.dtype} of shape {tuple(y.shape)}")
-    if throw:
-        bad = int((~torch.isfinite(y)).sum())
-        require(bad == 0, _NAME, "y", "finite measurements (throw=False solves the others)",
-                f"{bad} values that are NaN or infinite")  # fmt: skip
 
 
 def _as_operator(operator: Any) -> Any:

@@ -8,6 +8,9 @@ import secrets
 import pytest
 import torch
 
+# Tensors here are tiny: one thread is fastest, and does not spin against a busy machine's others.
+torch.set_num_threads(1)
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 

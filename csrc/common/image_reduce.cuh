@@ -1,7 +1,7 @@
 // The CUDA half of "map every element of an image, sum one number per image".
 //
 // parallelism  one block per (tile of kTile elements, image); a thread owns every 256th element
-// launch       256 threads, grid (tiles, batch) walked in strides of 65,535 images; 32 bytes
+// launch       256 threads, grid (tiles, batch) walked in strides of kMaxGridY images; 32 bytes
 //              (float) of shared memory
 // traffic      what the body reads and writes, once; plus one accumulator per tile
 // reduction    lanes, warps, tiles, always in that order: same bits for every schedule
@@ -16,7 +16,6 @@ namespace flowinv {
 namespace cuda {
 
 constexpr int kThreads = 256;
-constexpr std::int64_t kMaxGridY = 65535;
 
 template <class A, class Body>
 __global__ void __launch_bounds__(kThreads)

@@ -18,6 +18,8 @@
 
 namespace flowinv {
 
+constexpr std::int64_t kMaxGridY = 65535;
+
 inline void cuda_check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));

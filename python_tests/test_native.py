@@ -1,0 +1,123 @@
+"""The CUDA kernels' own source, run without a GPU: csrc/tests/host_shim.h makes fibers of threads.
+
+The module is built once with the shim in place of the CUDA toolkit (build/shim, kept between runs)
+and every op is then sent through its CUDA launcher, with undefined behaviour trapped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import pytest
+import torch
+from op_cases import CASES, IDS
+from ops.test_ops import as_double, compare, tensors_of
+
+from flowinv_fast import _backend, ops
+from flowinv_fast.ops import reference
+
+ROOT = Path(__file__).parent.parent
+
+
+def checked(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def shim_module():
+    build = ROOT / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
+    checked([
+        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DFLOWINV_HOST_SHIM=ON",
+        "-DFLOWINV_WERROR=ON", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ])  # fmt: skip
+    checked(["cmake", "--build", str(build)])
+    path = build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    spec = importlib.util.spec_from_file_location("_C", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.build_info["cuda"] == "shim"
+    return module
+
+
+@pytest.fixture
+def on_shim(shim_module, monkeypatch, seed):
+    """CPU tensors go to the CUDA launchers, with the workspace that these want."""
+    random.seed(seed)
+
+    def partials(batch, n, like):
+        tiles = (n + _backend._TILE - 1) // _backend._TILE
+        acc = reference.accumulate_dtype(like.dtype)
+        return like.new_empty(batch * tiles, dtype=acc) if tiles > 1 else None
+
+    monkeypatch.setattr(_backend, "_C", shim_module)
+    monkeypatch.setattr(_backend, "choice", "auto")
+    monkeypatch.setattr(_backend, "place", lambda tensor: (0, 1, 0))
+    monkeypatch.setattr(_backend, "partials", partials)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_cuda_kernel_equals_the_reference(case, on_shim):
+    """Under random schedules, for random shapes; outputs start as NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for _ in range(8):
+                arguments = case.draw(dtype, torch.device("cpu"))
+                lifted = arguments if "quantise" in case.name else as_double(arguments)
+                n = max(a.numel() for a in arguments if isinstance(a, torch.Tensor))
+                got = tensors_of(case.op(*arguments))
+                if dtype == torch.bfloat16:
+                    for a, b in zip(got, tensors_of(case.twin(*lifted)), strict=True):
+                        torch.testing.assert_close(a.double(), b.double(), rtol=0.02, atol=0.1)
+                else:
+                    compare(got, case.twin(*lifted), dtype, n)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_same_bits_for_every_schedule(on_shim):
+    for case in CASES:
+        arguments = case.draw(torch.float32, torch.device("cpu"), 3)
+        first = tensors_of(case.op(*arguments))
+        for _ in range(3):
+            assert all(map(torch.equal, first, tensors_of(case.op(*arguments))))
+
+
+def test_images_of_many_tiles_and_batches_beyond_the_grid(on_shim):
+    """Several partial sums an image; the shim's grids have 3 rows."""
+    for shape in ((3, 5000), (11, 1025), (8, 1)):
+        z = torch.randn(shape, dtype=torch.float64)
+        want = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+        torch.testing.assert_close(ops.standard_normal_log_prob(z), want)
+
+
+def test_adam_step_on_the_cuda_kernel(on_shim):
+    x, state = torch.randn(3, 700), [torch.randn(3, 700), torch.rand(3, 700), torch.randn(3, 700)]
+    grad, loss = torch.randn(3, 700), torch.tensor([1.0, float("nan"), 2.0])
+    best_loss, active = torch.tensor([2.0, 2.0, 3.0]), torch.tensor([True, True, False])
+    ours = [t.clone() for t in (x, *state, best_loss)]
+    twin = [t.clone() for t in (x, *state, best_loss)]
+    ops.adam_step_(ours[0], grad, *ours[1:4], loss, ours[4], active, 3, 0.1)
+    reference.adam_step(twin[0], grad, *twin[1:4], loss, twin[4], active, 3, 0.1, 0.9, 0.999, 1e-8)
+    for a, b in zip(ours, twin, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(ours[0][1:], x[1:])
+
+
+@pytest.mark.parametrize("program", ["test_shim", "test_math"])
+def test_native_program(program, tmp_path):
+    """The shim finds its planted bugs; elementary functions keep the bounds math.h states."""
+    checked([
+        "c++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-trapping-math",
+        "-DFLOWINV_HOST_SHIM", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}",
+        str(ROOT / "csrc" / "tests" / f"{program}.cpp"), "-o", str(tmp_path / program),
+    ])  # fmt: skip
+    checked([str(tmp_path / program)])
