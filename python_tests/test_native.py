@@ -112,9 +112,9 @@ def test_adam_step_on_the_cuda_kernel(on_shim):
     assert torch.equal(ours[0][1:], x[1:])
 
 
-@pytest.mark.parametrize("program", ["test_shim", "test_math"])
+@pytest.mark.parametrize("program", ["test_shim", "test_math", "test_philox"])
 def test_native_program(program, tmp_path):
-    """The shim finds its planted bugs; elementary functions keep the bounds math.h states."""
+    """Planted bugs are found, math.h's bounds hold, Philox gives the published numbers."""
     checked([
         "c++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-trapping-math",
         "-DFLOWINV_HOST_SHIM", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}",

@@ -25,7 +25,9 @@ class GaussianSensing(LinearOperator):
 
     def __init__(self, measurements: int, shape: tuple[int, int, int], seed: int = 0):
         super().__init__()
-        require(measurements >= 1, "GaussianSensing", "measurements", "at least 1", measurements)
+        whole = isinstance(measurements, int) and measurements >= 1
+        wanted = "an integer of at least 1"
+        require(whole, "GaussianSensing", "measurements", wanted, measurements)
         require(len(shape) == 3 and min(shape) >= 1, "GaussianSensing", "shape", "(C, H, W)", shape)
         self.shape = tuple(shape)
         std = torch.full((), 1 / math.sqrt(measurements))

@@ -1,0 +1,154 @@
+"""Forward operators: adjoints, independent computations, gradients, bad arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from flowinv_fast import ArgumentError, operators
+
+SHAPE = (2, 6, 9)
+
+
+def images(batch=3):
+    return torch.randn(batch, *SHAPE, dtype=torch.float64)
+
+
+LINEAR = {
+    "identity": lambda: operators.Identity(),
+    "scale": lambda: operators.Scale(0.3),
+    "scale-per-image": lambda: operators.Scale(torch.rand(3, 1, 1, 1)),
+    "inpaint": lambda: operators.Inpaint((torch.rand(SHAPE[1:]) > 0.5).double()),
+    "inpaint-per-image": lambda: operators.Inpaint((torch.rand(3, *SHAPE) > 0.5).double()),
+    "blur": lambda: operators.Blur(torch.randn(3, 5)),
+    "downsample": lambda: operators.Downsample(3),
+    "sensing": lambda: operators.GaussianSensing(7, SHAPE, seed=2),
+    "composed": lambda: operators.GaussianSensing(5, (2, 2, 3)) @ operators.Downsample(3)
+    @ operators.Scale(2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_adjoint(name):
+    """<f(x), y> = <x, f^T y> for every image, and f is linear."""
+    f, x = LINEAR[name](), images()
+    fx = f(x)
+    y = torch.randn_like(fx)
+    left, right = (fx * y).flatten(1).sum(1), (x * f.adjoint(y)).flatten(1).sum(1)
+    torch.testing.assert_close(left, right)
+    other = images()
+    torch.testing.assert_close(f(2 * x - other), 2 * fx - f(other))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_gradient_is_the_adjoint_and_the_guess_has_the_shape(name):
+    f, x = LINEAR[name](), images().requires_grad_()
+    fx = f(x)
+    y = torch.randn_like(fx)
+    (grad,) = torch.autograd.grad(fx, x, y)
+    torch.testing.assert_close(grad, f.adjoint(y))
+    guess = f.guess(y)
+    assert guess is None or guess.shape == x.shape
+    if "per-image" not in name:
+        assert f(images(0)).shape == (0, *fx.shape[1:])
+
+
+def test_guesses():
+    x = torch.rand(3, *SHAPE, dtype=torch.float64)
+    half = operators.Scale(0.5)
+    torch.testing.assert_close(half.guess(half(x)), x)
+    f = operators.Downsample(3)
+    torch.testing.assert_close(f(f.guess(f(x))), f(x))
+    mask = (torch.rand(SHAPE) > 0.5).double()
+    guess = operators.Inpaint(mask).guess(mask * x)
+    torch.testing.assert_close(guess * mask, x * mask)
+    mean = (mask * x).sum((1, 2, 3)) / mask.sum()
+    torch.testing.assert_close(guess[0][mask == 0], mean[0].expand(int((mask == 0).sum())))
+    none = operators.Scale(0.0).guess(x)
+    assert torch.isfinite(none).all()
+
+
+def test_blur_is_a_convolution():
+    kernel, x = torch.randn(3, 5, dtype=torch.float64), images()
+    got = operators.Blur(kernel)(x)
+    for b in range(3):
+        for c in range(2):
+            want = ndimage.convolve(x[b, c].numpy(), kernel.numpy(), mode="constant")
+            np.testing.assert_allclose(got[b, c], want, atol=1e-12)
+
+
+def test_downsample_takes_block_means():
+    x = images()
+    want = x.reshape(3, 2, 2, 3, 3, 3).mean((3, 5))
+    torch.testing.assert_close(operators.Downsample(3)(x), want)
+
+
+def test_sensing_matrix():
+    """Entries N(0, 1/m), fixed by the seed; applied to flattened images."""
+    f = operators.GaussianSensing(300, (1, 20, 30), seed=4)
+    n = f.matrix.numel()
+    assert abs(f.matrix.mean()) * 300**0.5 < 5 / n**0.5
+    assert abs(f.matrix.square().mean() * 300 - 1) < 5 * (2 / n) ** 0.5
+    assert torch.equal(f.matrix, operators.GaussianSensing(300, (1, 20, 30), seed=4).matrix)
+    assert not torch.equal(f.matrix, operators.GaussianSensing(300, (1, 20, 30), seed=5).matrix)
+    x = torch.randn(2, 1, 20, 30)
+    torch.testing.assert_close(f(x), torch.stack([f.matrix @ i.flatten() for i in x]))
+
+
+def test_composition_takes_any_callable():
+    x = images()
+    f = operators.Scale(2.0) @ torch.exp
+    torch.testing.assert_close(f(x), 2 * x.exp())
+    assert f.guess(x) is None
+
+
+def test_sign_sensing():
+    """sign(A x) with the gradient of A x (straight through)."""
+    f = operators.SignSensing(11, SHAPE, seed=3)
+    x = images().requires_grad_()
+    product = f.linear(x)
+    out = f(x)
+    assert torch.equal(out, torch.where(product >= 0, 1.0, -1.0).double())
+    y = torch.randn_like(out)
+    (grad,) = torch.autograd.grad(out, x, y)
+    torch.testing.assert_close(grad, f.linear.adjoint(y))
+
+
+def test_sign_sensing_anneals_towards_the_sign():
+    f, x = operators.SignSensing(40, SHAPE, widths=(1.0, 0.01)), images()
+    sign = f(x)
+    errors = []
+    for t in (0.0, 0.5, 0.99):
+        f.anneal(t)
+        smooth = f(x)
+        assert (smooth.abs() <= 1).all() and torch.equal(smooth.sign(), sign)
+        errors.append((smooth - sign).abs().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+    f.anneal(1.0)
+    assert torch.equal(f(x), sign)
+    guess = f.guess(sign)
+    torch.testing.assert_close(guess.flatten(1).amax(1), torch.ones(3, dtype=torch.float64))
+
+
+BAD = {
+    "inpaint": ("mask", lambda: operators.Inpaint([1, 0])),
+    "blur": ("kernel", lambda: operators.Blur(torch.ones(2, 3))),
+    "factor": ("factor", lambda: operators.Downsample(0)),
+    "divisible": ("x", lambda: operators.Downsample(4)(images())),
+    "measurements": ("measurements", lambda: operators.GaussianSensing(0, SHAPE)),
+    "fraction": ("measurements", lambda: operators.GaussianSensing(2.5, SHAPE)),
+    "shape": ("shape", lambda: operators.GaussianSensing(3, (4, 4))),
+    "widths": ("widths", lambda: operators.SignSensing(3, SHAPE, widths=(0.1, 1.0))),
+    "outer": ("outer", lambda: operators.Composition(3, operators.Identity())),
+    "inner": ("inner", lambda: operators.Identity() @ 3),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_argument_is_named(case):
+    argument, call = BAD[case]
+    with pytest.raises(ArgumentError) as caught:
+        call()
+    assert caught.value.argument == argument
