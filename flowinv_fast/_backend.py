@@ -73,9 +73,7 @@ def _warn_once(kind: str) -> None:
     if not _warned:
         _warned = True
         reason = _C.build_info["cpu_only_reason"] or f"no kernels for {kind}"
-        warnings.warn(
-            f"flowinv_fast: {kind} tensors run on plain torch: {reason}", stacklevel=4
-        )
+        warnings.warn(f"flowinv_fast: {kind} tensors run on plain torch: {reason}", stacklevel=4)
 
 
 def arg(tensor: Tensor | None) -> tuple[int, int, int]:

@@ -13,42 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import _checks as check
 from . import objectives, ops
-from .errors import ArgumentError, SolverError, require
+from .errors import SolverError, require
+from .objectives import METHODS
 from .solvers import Solution, Status, minimise
 
 _NAME = "reconstruct"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of METHOD.md's table of losses, with the defaults that measured best.
-
-    Args:
-        space: "latent" or "image": what is optimised over.
-        needs: which of noise, density (a prior with log-density) the loss uses.
-        weight: its regulariser: "beta", "gamma", "lam" or None.
-        steps, lr, init: defaults.
-    """
-
-    space: str
-    needs: tuple[str, ...]
-    weight: str | None
-    steps: int
-    lr: float
-    init: str
-
-
-METHODS = {
-    "map_latent": Method("latent", ("noise", "density"), "beta", 300, 0.05, "measurement"),
-    "map_image": Method("image", ("noise", "density"), "beta", 200, 0.1, "measurement"),
-    "mle": Method("latent", ("noise",), None, 500, 0.05, "draw"),
-    "csgm": Method("latent", (), "lam", 500, 0.05, "draw"),
-    "asim_likelihood": Method("latent", ("density",), "gamma", 300, 0.05, "measurement"),
-    "asim_proxy": Method("latent", (), "gamma", 300, 0.05, "zeros"),
-}
-INITS = ("measurement", "zeros", "draw")
-_DEFAULT_WEIGHT = {"beta": 1.0, "gamma": 0.1, "lam": 0.1}
 
 
 @dataclass(frozen=True)
@@ -154,14 +125,14 @@ def reconstruct(
     steps = chosen.steps if steps is None else steps
     lr = chosen.lr if lr is None else lr
     init = chosen.init if init is None else init
-    _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)
-    _check_measurement(y)
-    operator = _as_operator(operator)
-    _check_prior(prior, chosen, y)
+    check.numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)
+    check.measurement(y)
+    operator = check.as_operator(operator)
+    check.prior(prior, chosen, y)
     require("noise" not in chosen.needs or hasattr(noise, "log_prob"), _NAME, "noise",
             "an object with log_prob(residual)", type(noise).__name__)  # fmt: skip
     given = {"beta": beta, "gamma": gamma, "lam": lam}
-    weight = _weight(chosen.weight, given, y) if chosen.weight else None
+    weight = check.weight(chosen.weight, given, y) if chosen.weight else None
     readable = torch.isfinite(y).flatten(1).all(1)
     bad = readable.numel() - int(readable.sum())
     require(not throw or bad == 0, _NAME, "y",
@@ -170,7 +141,7 @@ def reconstruct(
     y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
 
     with _frozen(operator, prior, noise):
-        _check_shapes(y, operator, prior, noise if "noise" in chosen.needs else None, init)
+        check.shapes(y, operator, prior, noise if "noise" in chosen.needs else None, init)
         if y.shape[0] == 0:
             return _empty(y, prior, chosen)
         evaluate = _objective(method, y, operator, prior, noise, weight, squared)
@@ -183,7 +154,8 @@ def reconstruct(
                 start = _start(init, restart, restarts, y, operator, prior, chosen, seed)
                 solution = minimise(
                     annealed, start, steps=steps, lr=lr, schedule=schedule, tol=tol,
-                    patience=patience, active=readable, anneal=annealed.hook, callback=callback, bar=bar,
+                    patience=patience, active=readable, anneal=annealed.hook, callback=callback,
+                    bar=bar,
                 )  # fmt: skip
                 kept = _keep_better(kept, solution, by_error=method == "csgm")
                 if Status.INTERRUPTED in solution.status:
@@ -210,7 +182,7 @@ def measure(
     """
     require(hasattr(noise, "sample"), "measure", "noise", "an object with sample(shape, generator)",
             type(noise).__name__)  # fmt: skip
-    operator = _as_operator(operator)
+    operator = check.as_operator(operator)
     inside = getattr(operator, "noise_inside", False)
     with torch.no_grad():
         clean = operator.linear(x) if inside else operator(x)
@@ -298,7 +270,9 @@ def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Soluti
     """Per image, the solution of the lower loss, or (csgm) of the lower measurement error."""
     if kept is None:
         return new
-    score = lambda s: (-s.terms.log_noise if by_error else s.terms.loss).nan_to_num(math.inf, math.inf)
+    score = lambda s: (-s.terms.log_noise if by_error else s.terms.loss).nan_to_num(
+        math.inf, math.inf
+    )
     better = score(new) < score(kept)
     pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
     rows = max(len(kept.history), len(new.history))
@@ -306,9 +280,7 @@ def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Soluti
     history = torch.where(better, longer(new.history), longer(kept.history))
     terms = objectives.Terms(*(pick(a, b) for a, b in zip(kept.terms, new.terms)))
     status = [n if b else k for k, n, b in zip(kept.status, new.status, better.tolist())]
-    return Solution(
-        pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps)
-    )
+    return Solution(pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps))
 
 
 def _pack(solution: Solution, readable: Tensor, prior, chosen, throw) -> Reconstruction:
@@ -359,96 +331,3 @@ def _frozen(*parts: Any) -> Iterator[None]:
             p.requires_grad_(True)
         for m in training:
             m.training = True
-
-
-# --- checks ----------------------------------------------------------------------------------------
-
-
-def _check_numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed) -> None:
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
-    real = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
-    require(whole(steps) and steps >= 1, _NAME, "steps", "an integer of at least 1", steps)
-    require(real(lr) and lr > 0, _NAME, "lr", "a positive number", lr)
-    require(schedule in ("cosine", "constant"), _NAME, "schedule", "'cosine' or 'constant'", repr(schedule))
-    require(whole(restarts) and restarts >= 1, _NAME, "restarts", "an integer of at least 1", restarts)
-    require(real(smoothing) and smoothing >= 0, _NAME, "smoothing", "a number of at least 0", smoothing)
-    fraction = real(tempering) and 0 < tempering <= 1
-    require(fraction, _NAME, "tempering", "a number in (0, 1]", tempering)
-    require(real(tol) and tol >= 0, _NAME, "tol", "a number of at least 0", tol)
-    require(whole(patience) and patience >= 1, _NAME, "patience", "an integer of at least 1", patience)
-    require(whole(seed) and 0 <= seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)
-
-
-def _check_measurement(y: Any) -> None:
-    wanted = "a float32 or float64 tensor (B, ...)"
-    require(isinstance(y, Tensor), _NAME, "y", wanted, type(y).__name__)
-    good = y.dtype in (torch.float32, torch.float64) and y.dim() >= 2
-    require(good, _NAME, "y", wanted, f"{y.dtype} of shape {tuple(y.shape)}")
-
-
-def _as_operator(operator: Any) -> Any:
-    """A deepinv physics measures noiselessly through A; its call adds fresh noise."""
-    if callable(getattr(operator, "A", None)):
-        return operator.A
-    require(callable(operator), _NAME, "operator", "a callable, or an object with A", type(operator).__name__)
-    return operator
-
-
-def _check_prior(prior: Any, chosen: Method, y: Tensor) -> None:
-    if "density" in chosen.needs or chosen.space == "image":
-        for name in ("decode", "encode", "log_prob", "shape"):
-            require(hasattr(prior, name), _NAME, "prior", f"a flow with {name}", type(prior).__name__)
-    else:
-        good = hasattr(prior, "decode") and hasattr(prior, "shape")
-        good = good or callable(prior) and hasattr(prior, "latent_dim")
-        require(good, _NAME, "prior", "a flow, or a callable generator with latent_dim",
-                type(prior).__name__)  # fmt: skip
-    if isinstance(prior, nn.Module):
-        held = next(prior.parameters(), None)
-        if held is not None:
-            same = held.dtype == y.dtype and held.device == y.device
-            require(same, _NAME, "y", f"{held.dtype} on {held.device}, like the prior",
-                    f"{y.dtype} on {y.device}")  # fmt: skip
-
-
-def _weight(name: str, given: dict, y: Tensor) -> float | Tensor:
-    value = given[name] if given[name] is not None else _DEFAULT_WEIGHT[name]
-    wanted = f"a number of at least 0, or one per image ({y.shape[0]},)"
-    try:
-        tensor = torch.as_tensor(value, device=y.device, dtype=y.dtype)
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentError(_NAME, name, wanted, repr(value)) from None
-    good = tensor.dim() == 0 or tuple(tensor.shape) == (y.shape[0],)
-    require(good, _NAME, name, wanted, f"shape {tuple(tensor.shape)}")
-    fine = bool((tensor >= 0).all()) and bool(torch.isfinite(tensor).all())
-    require(fine, _NAME, name, wanted, value)
-    return tensor.detach()
-
-
-def _check_shapes(y: Tensor, operator: Any, prior: Any, noise: Any, init: Any) -> None:
-    """One probe image through the operator and the noise model: shapes must meet y's."""
-    size = math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
-    if isinstance(init, Tensor):
-        shapes = [(y.shape[0], size)]
-        if hasattr(prior, "shape"):
-            shapes.append((y.shape[0], *prior.shape))
-        good = tuple(init.shape) in shapes and init.dtype == y.dtype and init.device == y.device
-        require(good, _NAME, "init", f"{y.dtype} on {y.device} of shape {' or '.join(map(str, shapes))}",
-                f"{init.dtype} on {init.device} of shape {tuple(init.shape)}")  # fmt: skip
-    else:
-        require(init in INITS, _NAME, "init", f"one of {INITS} or a tensor", repr(init))
-    if y.shape[0] == 0:
-        return
-    with torch.no_grad():
-        x = objectives.generate(prior, y.new_zeros(y.shape[0], size))
-        fx = operator(x)
-        require(isinstance(fx, Tensor), _NAME, "operator", "a tensor back", type(fx).__name__)
-        require(fx.shape == y.shape, _NAME, "y", f"shape {tuple(fx.shape)}, what the operator makes of "
-                f"images {tuple(x.shape)}", tuple(y.shape))  # fmt: skip
-        require(fx.dtype == y.dtype and fx.device == y.device, _NAME, "operator",
-                f"{y.dtype} on {y.device}, like y", f"{fx.dtype} on {fx.device}")  # fmt: skip
-        if noise is not None:
-            value = objectives.log_noise_of(noise, y, fx)
-            good = isinstance(value, Tensor) and value.shape == y.shape[:1]
-            require(good, _NAME, "noise", f"log_prob of shape ({y.shape[0]},)",
-                    getattr(value, "shape", type(value)))  # fmt: skip

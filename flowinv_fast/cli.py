@@ -42,8 +42,12 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--out", default="demo", help="folder for panel.png and results.json")
     demo.add_argument("--images", type=int, default=4, help="test images per task, 1..32")
     demo.add_argument("--seed", type=int, default=0, help="seed of noise and sensing matrices")
-    demo.add_argument("--tasks", nargs="+", metavar="TASK",
-                      help="of digits, sinusoidal, cs, 1bit; all of them if not given")
+    demo.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="of digits, sinusoidal, cs, 1bit; all of them if not given",
+    )
     demo.add_argument("--threads", type=int, help="CPU threads")
     demo.set_defaults(run=_demo)
 
@@ -88,8 +92,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--held-out-fraction", type=float, default=0.1, help="last part of --data held out")
     add("--out", required=True, help="folder for weights, state, log and samples")
     add("--size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size for a folder")
-    add("--support", choices=["bounded", "unbounded"], default="unbounded",
-        help="bounded: logit, images in [0, 1]; unbounded: all of R^n, Gaussian smoothing")
+    add(
+        "--support",
+        choices=["bounded", "unbounded"],
+        default="unbounded",
+        help="bounded: logit, images in [0, 1]; unbounded: all of R^n, Gaussian smoothing",
+    )
     add("--bits", type=int, default=8, help="pixel depth")
     add("--alpha", type=float, default=0.05, help="margin of the logit (bounded)")
     add("--smoothing", type=float, default=0.08, help="std of the training noise (unbounded)")
@@ -136,7 +144,17 @@ def _train(arguments: argparse.Namespace) -> int:
         size, arguments.scales, arguments.hidden, arguments.blocks, arguments.support,
         arguments.bits, arguments.alpha, arguments.smoothing,
     )  # fmt: skip
-    names = ("epochs", "batch", "lr", "halve_every", "max_grad_norm", "penalty", "ema", "seed", "bf16")
+    names = (
+        "epochs",
+        "batch",
+        "lr",
+        "halve_every",
+        "max_grad_norm",
+        "penalty",
+        "ema",
+        "seed",
+        "bf16",
+    )
     config = replace(TrainConfig(), **{name: getattr(arguments, name) for name in names})
     trainer = Trainer(
         flow_config, config, images, held_out, arguments.out, arguments.device,

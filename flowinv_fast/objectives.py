@@ -7,6 +7,7 @@ z (B, N) or of images x (B, C, H, W). Equation numbers are those of Whang, Lei, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,6 +24,37 @@ class Terms(NamedTuple):
 
 
 Evaluate = Callable[[Tensor], Terms]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of losses, with the defaults that measured best.
+
+    Args:
+        space: "latent" or "image": what is optimised over.
+        needs: which of noise, density (a prior with log-density) the loss uses.
+        weight: its regulariser: "beta", "gamma", "lam" or None.
+        steps, lr, init: defaults.
+    """
+
+    space: str
+    needs: tuple[str, ...]
+    weight: str | None
+    steps: int
+    lr: float
+    init: str
+
+
+METHODS = {
+    "map_latent": Method("latent", ("noise", "density"), "beta", 300, 0.05, "measurement"),
+    "map_image": Method("image", ("noise", "density"), "beta", 200, 0.1, "measurement"),
+    "mle": Method("latent", ("noise",), None, 500, 0.05, "draw"),
+    "csgm": Method("latent", (), "lam", 500, 0.05, "draw"),
+    "asim_likelihood": Method("latent", ("density",), "gamma", 300, 0.05, "measurement"),
+    "asim_proxy": Method("latent", (), "gamma", 300, 0.05, "zeros"),
+}
+INITS = ("measurement", "zeros", "draw")
+DEFAULT_WEIGHT = {"beta": 1.0, "gamma": 0.1, "lam": 0.1}
 
 
 def log_noise_of(noise: Any, y: Tensor, fx: Tensor) -> Tensor:

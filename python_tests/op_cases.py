@@ -101,7 +101,16 @@ def squeezable(unsqueeze):
 def gaussian(dtype, device, batch=None):
     b, c, h, w = batch_of(batch), size(1, 4), size(), size(1, 40)
     make = lambda *s: normal(*s, dtype=dtype, device=device)
-    shapes = [(), (1, 1, 1), (b, 1, 1, 1), (c, h, w), (1, 1, h, 1), (b, c, h, w), (w,), (b, 1, h, 1)]
+    shapes = [
+        (),
+        (1, 1, 1),
+        (b, 1, 1, 1),
+        (c, h, w),
+        (1, 1, h, 1),
+        (b, c, h, w),
+        (w,),
+        (b, 1, h, 1),
+    ]
     mean, std = make(*random.choice(shapes)), make(*random.choice(shapes)).abs() + 0.5
     return make(b, c, h, w), make(b, c, h, w), mean, std
 
@@ -153,7 +162,15 @@ def gaussian_noise(dtype, device, batch=None):
 def digits(dtype, device, batch=None):
     m, ph, pw = size(), size(1, 5), size(1, 5)
     bank = normal(m, ph, pw, dtype=dtype, device=device)
-    return bank, batch_of(batch), size(0, 4), size(1, 3), ph + size(0, 6), pw + size(0, 6), *stream()
+    return (
+        bank,
+        batch_of(batch),
+        size(0, 4),
+        size(1, 3),
+        ph + size(0, 6),
+        pw + size(0, 6),
+        *stream(),
+    )
 
 
 def with_backward(draw):
@@ -182,7 +199,8 @@ CASES = [
     Case("standard_normal_log_prob", latents, reference.standard_normal_log_prob),
     Case("gather_patches", patches(False), reference.gather_patches),
     Case("scatter_patches", patches(True), reference.scatter_patches),
-    Case("dequantise", lambda t, d, b=None: (images(t, d, b), random.choice([2, 32, 256]), *stream()),
+    Case("dequantise",
+         lambda t, d, b=None: (images(t, d, b), random.choice([2, 32, 256]), *stream()),
          reference.dequantise, False),
     Case("random_bits", lambda t, d, b=None: (size(0, 100), *stream(), torch.empty(0, device=d)),
          reference.random_bits, False),
@@ -191,7 +209,9 @@ CASES = [
     Case("structured_noise", structured(False), reference.structured_noise, False),
     Case("digit_overlay", digits, reference.digit_overlay, False),
     Case("quantise_ste",
-         lambda t, d, b=None: (2 * torch.randn_like(images(t, d, b)), random.randint(1, 8), -1.0, 1.5),
+         lambda t, d, b=None: (
+             2 * torch.randn_like(images(t, d, b)), random.randint(1, 8), -1.0, 1.5
+         ),
          reference.quantise_ste),
 ]  # fmt: skip
 IDS = [f"{case.name}-{i}" for i, case in enumerate(CASES)]

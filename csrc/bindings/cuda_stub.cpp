@@ -14,9 +14,9 @@
 namespace flowinv {
 namespace cuda {
 
-#define FI_NO_CUDA(name, Params)                                                         \
-  void name(const Params&, const Place&) {                                               \
-    throw std::runtime_error(#name ": flowinv_fast was built without CUDA");             \
+#define FI_NO_CUDA(name, Params)                                             \
+  void name(const Params&, const Place&) {                                   \
+    throw std::runtime_error(#name ": flowinv_fast was built without CUDA"); \
   }
 
 FI_NO_CUDA(affine_coupling, AffineCouplingParams)

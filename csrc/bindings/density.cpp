@@ -18,9 +18,14 @@ void gaussian(std::int64_t batch, std::int64_t n, const T& y_t, const T& fx_t, c
   const TensorArg log_prob("log_prob", log_prob_t), partials("partials", partials_t);
   const DType dtype = fx.dtype();
   const std::int64_t all = product(batch, n);
-  GaussianParams p{dtype, batch, n, y.get(dtype, all), fx.get(dtype, all),
+  GaussianParams p{dtype,
+                   batch,
+                   n,
+                   y.get(dtype, all),
+                   fx.get(dtype, all),
                    broadcast("mean", mean_t, mean_s, dtype, batch, n),
-                   broadcast("std", sd_t, sd_s, dtype, batch, n), score.get(dtype, all),
+                   broadcast("std", sd_t, sd_s, dtype, batch, n),
+                   score.get(dtype, all),
                    log_prob.get(accumulate_type(dtype), batch),
                    partials_of(partials, dtype, batch, n, place)};
   run(gaussian_log_prob, p, place);
@@ -31,7 +36,10 @@ void standard_normal(std::int64_t batch, std::int64_t n, const T& z_t, const T& 
   const Place place = place_of(place_t);
   const TensorArg z("z", z_t), log_prob("log_prob", log_prob_t), partials("partials", partials_t);
   const DType dtype = z.dtype();
-  StandardNormalParams p{dtype, batch, n, z.get(dtype, product(batch, n)),
+  StandardNormalParams p{dtype,
+                         batch,
+                         n,
+                         z.get(dtype, product(batch, n)),
                          log_prob.get(accumulate_type(dtype), batch),
                          partials_of(partials, dtype, batch, n, place)};
   run(standard_normal_log_prob, p, place);
@@ -46,7 +54,15 @@ void move_patches(bool scatter, std::int64_t batch, std::int64_t count, std::int
   const std::int64_t patches_n = product(batch, count, patch_height, patch_width);
   const std::int64_t image_n = product(batch, channels, height, width);
   const void* where = places.get(DType::kInt64, product(batch, count, 3));
-  PatchesParams p{dtype, scatter, batch, count, patch_height, patch_width, channels, height, width,
+  PatchesParams p{dtype,
+                  scatter,
+                  batch,
+                  count,
+                  patch_height,
+                  patch_width,
+                  channels,
+                  height,
+                  width,
                   in.get(dtype, scatter ? patches_n : image_n),
                   static_cast<const std::int64_t*>(where),
                   out.get(dtype, scatter ? image_n : patches_n)};

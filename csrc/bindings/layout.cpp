@@ -16,8 +16,14 @@ void move_pixels(bool to_squeezed, std::int64_t batch, std::int64_t channels, st
   check(channels % 4 == 0, "channels: expected a multiple of 4");
   check(in_stride >= n || batch <= 1, "in_stride: expected at least C H W");
   const DType dtype = in.dtype();
-  SqueezeParams p{static_cast<int>(size_of(dtype)), to_squeezed, batch, channels, height, width,
-                  in_stride, in.get(dtype, batch == 0 ? 0 : product(batch - 1, in_stride) + n),
+  SqueezeParams p{static_cast<int>(size_of(dtype)),
+                  to_squeezed,
+                  batch,
+                  channels,
+                  height,
+                  width,
+                  in_stride,
+                  in.get(dtype, batch == 0 ? 0 : product(batch - 1, in_stride) + n),
                   out.get(dtype, product(batch, n))};
   run(squeeze, p, place_of(place));
 }

@@ -22,7 +22,11 @@ void gaussian(std::int64_t batch, std::int64_t n, std::uint64_t seed, std::uint6
               const T& out_t, const PlaceTuple& place) {
   const TensorArg out("out", out_t);
   const DType dtype = out.dtype();
-  GaussianNoiseParams p{dtype, batch, n, seed, offset,
+  GaussianNoiseParams p{dtype,
+                        batch,
+                        n,
+                        seed,
+                        offset,
                         broadcast("mean", mean_t, mean_s, dtype, batch, n),
                         broadcast("std", sd_t, sd_s, dtype, batch, n),
                         out.get(dtype, product(batch, n))};
@@ -37,9 +41,17 @@ void structured(bool map_only, std::int64_t batch, std::int64_t channels, std::i
   const TensorArg mean("mean", mean_t), level("level", level_t), out("out", out_t);
   const DType dtype = out.dtype();
   const SigmaMap map{static_cast<SigmaKind>(kind), height, width, rate, floor, ceiling};
-  StructuredNoiseParams p{dtype, map_only, batch, channels, map, seed, offset,
-                          map_only ? nullptr : mean.get(dtype, batch), level.get(dtype, batch),
-                          nullptr, out.get(dtype, product(batch, channels, height, width))};
+  StructuredNoiseParams p{dtype,
+                          map_only,
+                          batch,
+                          channels,
+                          map,
+                          seed,
+                          offset,
+                          map_only ? nullptr : mean.get(dtype, batch),
+                          level.get(dtype, batch),
+                          nullptr,
+                          out.get(dtype, product(batch, channels, height, width))};
   run(structured_noise, p, place_of(place));
 }
 
@@ -53,8 +65,18 @@ void digits(std::int64_t batch, std::int64_t count, std::int64_t bank_size,
   const TensorArg bank("bank", bank_t), index("index", index_t), places("places", places_t);
   const TensorArg out("out", out_t);
   const DType dtype = bank.dtype();
-  DigitsParams p{dtype, batch, count, bank_size, patch_height, patch_width, channels, height, width,
-                 seed, offset, bank.get(dtype, product(bank_size, patch_height, patch_width)),
+  DigitsParams p{dtype,
+                 batch,
+                 count,
+                 bank_size,
+                 patch_height,
+                 patch_width,
+                 channels,
+                 height,
+                 width,
+                 seed,
+                 offset,
+                 bank.get(dtype, product(bank_size, patch_height, patch_width)),
                  static_cast<std::int64_t*>(index.get(DType::kInt64, product(batch, count))),
                  static_cast<std::int64_t*>(places.get(DType::kInt64, product(batch, count, 3))),
                  out.get(dtype, product(batch, channels, height, width))};

@@ -16,8 +16,15 @@ void forward(bool decode, std::int64_t batch, std::int64_t n, double alpha, cons
   const TensorArg logdet_out("logdet_out", logdet_out_t), partials("partials", partials_t);
   const DType dtype = in.dtype(), acc = accumulate_type(dtype);
   const std::int64_t all = product(batch, n);
-  LogitParams p{dtype, decode, batch, n, alpha, in.get(dtype, all), logdet_in.get(acc, batch),
-                out.get(dtype, all), logdet_out.get(acc, batch),
+  LogitParams p{dtype,
+                decode,
+                batch,
+                n,
+                alpha,
+                in.get(dtype, all),
+                logdet_in.get(acc, batch),
+                out.get(dtype, all),
+                logdet_out.get(acc, batch),
                 partials_of(partials, dtype, batch, n, place)};
   run(logit, p, place);
 }
@@ -28,8 +35,14 @@ void backward(bool decode, std::int64_t batch, std::int64_t n, double alpha, con
   const TensorArg in("in", in_t), grad_in("grad_in", grad_in_t);
   const DType dtype = in.dtype();
   const std::int64_t all = product(batch, n);
-  LogitBackwardParams p{dtype, decode, batch, n, alpha, grad_out.get(dtype, all),
-                        grad_logdet.get(accumulate_type(dtype), batch), in.get(dtype, all),
+  LogitBackwardParams p{dtype,
+                        decode,
+                        batch,
+                        n,
+                        alpha,
+                        grad_out.get(dtype, all),
+                        grad_logdet.get(accumulate_type(dtype), batch),
+                        in.get(dtype, all),
                         grad_in.get(dtype, all)};
   run(logit_backward, p, place_of(place));
 }
@@ -38,8 +51,8 @@ void add_noise(std::int64_t n, int levels, std::uint64_t seed, std::uint64_t off
                const T& out_t, const PlaceTuple& place) {
   check(levels >= 2, "levels: expected at least 2");
   const TensorArg in("in", in_t), out("out", out_t);
-  DequantiseParams p{in.dtype(), n, levels, seed, offset, in.get(in.dtype(), product(n)),
-                     out.get(in.dtype(), n)};
+  DequantiseParams p{
+      in.dtype(), n, levels, seed, offset, in.get(in.dtype(), product(n)), out.get(in.dtype(), n)};
   run(dequantise, p, place_of(place));
 }
 

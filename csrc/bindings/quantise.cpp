@@ -11,8 +11,8 @@ void register_quantise(py::module_& m) {
                        const T& out_t, const PlaceTuple& place) {
     check(bits >= 1 && bits <= 24, "bits: expected 1..24");
     const TensorArg in("in", in_t), out("out", out_t);
-    QuantiseParams p{in.dtype(), n, bits, low, high, in.get(in.dtype(), product(n)),
-                     out.get(in.dtype(), n)};
+    QuantiseParams p{
+        in.dtype(), n, bits, low, high, in.get(in.dtype(), product(n)), out.get(in.dtype(), n)};
     run(quantise, p, place_of(place));
   });
 }

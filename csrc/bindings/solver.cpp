@@ -16,12 +16,22 @@ void register_solver(py::module_& m) {
     const TensorArg best_loss("best_loss", best_loss_t), active("active", active_t);
     const DType dtype = x.dtype(), acc = accumulate_type(dtype);
     const std::int64_t all = product(batch, n);
-    AdamParams p{dtype, batch, n, x.get(dtype, all), grad.get(dtype, all), avg.get(dtype, all),
-                 avg_sq.get(dtype, all), best.get(dtype, all), loss.get(acc, batch),
+    AdamParams p{dtype,
+                 batch,
+                 n,
+                 x.get(dtype, all),
+                 grad.get(dtype, all),
+                 avg.get(dtype, all),
+                 avg_sq.get(dtype, all),
+                 best.get(dtype, all),
+                 loss.get(acc, batch),
                  best_loss.get(acc, batch),
                  static_cast<const bool*>(active.get(DType::kBool, batch)),
                  lr / (1 - std::pow(beta1, double(step))),
-                 1 / std::sqrt(1 - std::pow(beta2, double(step))), beta1, beta2, eps};
+                 1 / std::sqrt(1 - std::pow(beta2, double(step))),
+                 beta1,
+                 beta2,
+                 eps};
     run(adam_step, p, place_of(place));
   });
 }

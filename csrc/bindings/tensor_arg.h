@@ -10,10 +10,10 @@
 #include <string>
 #include <tuple>
 
+#include "common/broadcast.h"
 #include "common/dtype.h"
 #include "common/image_reduce.h"
 #include "common/place.h"
-#include "density/density.h"
 
 namespace flowinv {
 
@@ -23,7 +23,9 @@ class TensorArg {
  public:
   using Tuple = std::tuple<std::uintptr_t, std::int64_t, int>;
   TensorArg(const char* name, const Tuple& t)
-      : name_(name), data_(reinterpret_cast<void*>(std::get<0>(t))), count_(std::get<1>(t)),
+      : name_(name),
+        data_(reinterpret_cast<void*>(std::get<0>(t))),
+        count_(std::get<1>(t)),
         dtype_(static_cast<DType>(std::get<2>(t))) {}
 
   DType dtype() const { return dtype_; }
@@ -71,7 +73,7 @@ inline void* partials_of(const TensorArg& partials, DType dtype, std::int64_t ba
   return wanted ? partials.get(accumulate_type(dtype), product(batch, tiles_of(n))) : nullptr;
 }
 
-// A tensor read with strides (see density/density.h), checked to stay inside.
+// A tensor read with strides (see common/broadcast.h), checked to stay inside.
 inline Broadcast broadcast(const char* name, const TensorArg::Tuple& tensor,
                            const std::tuple<std::int64_t, std::int64_t>& strides, DType dtype,
                            std::int64_t batch, std::int64_t n) {

@@ -9,8 +9,14 @@
 
 namespace flowinv {
 
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3, kInt64 = 4,
-                         kBool = 5 };
+enum class DType : int {
+  kFloat32 = 0,
+  kFloat64 = 1,
+  kBFloat16 = 2,
+  kFloat16 = 3,
+  kInt64 = 4,
+  kBool = 5
+};
 
 inline std::int64_t size_of(DType dtype) {
   constexpr std::int64_t kSizes[] = {4, 8, 2, 2, 8, 1};

@@ -26,9 +26,8 @@ void for_ranges(std::int64_t units, std::int64_t elements_per_unit, int threads,
   const std::int64_t per_range =
       std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, elements_per_unit));
   const std::int64_t ranges = (units + per_range - 1) / per_range;
-  parallel_for(ranges, threads, [&](std::int64_t r) {
-    f(r * per_range, std::min(units, (r + 1) * per_range));
-  });
+  parallel_for(ranges, threads,
+               [&](std::int64_t r) { f(r * per_range, std::min(units, (r + 1) * per_range)); });
 }
 
 // out[b] = in[b] + sum over i < n of body(b, i); in may be null. Body writes its own outputs.

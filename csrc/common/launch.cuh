@@ -43,7 +43,10 @@ void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned blo
             const Place& place, Actual... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   DeviceGuard guard(place.device);
-  kernel<<<grid, block, 0, reinterpret_cast<cudaStream_t>(place.stream)>>>(arguments...);
+  const auto stream = reinterpret_cast<cudaStream_t>(place.stream);
+  // clang-format off: it would split the brackets
+  kernel<<<grid, block, 0, stream>>>(arguments...);
+  // clang-format on
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string(name) + " with grid (" + std::to_string(grid.x) + ", " +

@@ -132,9 +132,11 @@ FI_HD void cos_sin_turn(float turn, float& c, float& s) {
   const std::int32_t q = std::int32_t(quarter);
   const float r = (turn - 0.25f * quarter) * 6.28318531f;
   const float z = r * r;
-  const float sine = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r + r;
-  const float cosine = ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z
-                        + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+  const float sine =
+      ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r + r;
+  const float cosine =
+      ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z -
+      0.5f * z + 1.0f;
   const float a = q & 1 ? sine : cosine, b = q & 1 ? cosine : sine;
   c = (q + 1) & 2 ? -a : a;
   s = q & 2 ? -b : b;

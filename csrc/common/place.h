@@ -17,6 +17,7 @@ int cpu_isa();
 
 }  // namespace flowinv
 
+// clang-format off
 // Declares the copies of a launcher and `name(params, place)`, which picks one.
 #if defined(FLOWINV_ISA_COUNT) && FLOWINV_ISA_COUNT == 3
 #define FI_OP(name, Params)                                        \
@@ -43,3 +44,4 @@ int cpu_isa();
 #define FI_OP(name, Params) \
   namespace FI_ISA { void name(const Params&, const Place&); }
 #endif
+// clang-format on

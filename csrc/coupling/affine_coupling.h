@@ -25,8 +25,12 @@
 
 namespace flowinv {
 
-enum class Mask : int { kCheckerboardEven = 0, kCheckerboardOdd = 1, kChannelFirst = 2,
-                        kChannelSecond = 3 };
+enum class Mask : int {
+  kCheckerboardEven = 0,
+  kCheckerboardOdd = 1,
+  kChannelFirst = 2,
+  kChannelSecond = 3
+};
 
 // The formula, for one transformed element. Nothing else in the repository contains it.
 template <class A>
@@ -82,7 +86,7 @@ struct AffineCouplingBackwardParams {
   void* grad_in;
   void* grad_raw;
   void* grad_gain;  // null if not wanted
-  void* partials;   // [B, gains], accumulate type, if grad_gain is wanted
+  void* partials;  // [B, gains], accumulate type, if grad_gain is wanted
 };
 
 // Where an element of an image sits, and where its raw scale and shift are. Shared by both sides.

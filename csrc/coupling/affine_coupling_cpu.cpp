@@ -13,7 +13,8 @@ namespace {
 template <class A>
 std::vector<A> pixel_map(const CouplingLayout& layout) {
   std::vector<A> map(layout.plane);
-  for (std::int64_t i = 0; i < layout.plane; ++i) map[i] = layout.pixel_transformed(i) ? A(1) : A(0);
+  for (std::int64_t i = 0; i < layout.plane; ++i)
+    map[i] = layout.pixel_transformed(i) ? A(1) : A(0);
   return map;
 }
 
@@ -23,32 +24,33 @@ void coupling(const AffineCouplingParams& p, const Place& place) {
   const CouplingLayout layout(p);
   const std::vector<A> map = pixel_map<A>(layout);
   std::vector<A> partials(p.batch * p.channels);
-  for_ranges(p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
-    for (; u < end; ++u) {
-      const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
-      const T* in = static_cast<const T*>(p.in) + b * p.in_stride + c * layout.plane;
-      T* out = static_cast<T*>(p.out) + u * layout.plane;
-      if (g < 0) {
-        if (in != out) std::copy(in, in + layout.plane, out);
-        continue;
-      }
-      const T* raw = static_cast<const T*>(p.raw) + b * layout.raw_n + g * layout.plane;
-      const T* shift = raw + layout.gains * layout.plane;
-      const A gain = load(static_cast<const T*>(p.gain) + g);
-      const A* transformed = map.data();
-      A sum = 0;
+  for_ranges(
+      p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
+        for (; u < end; ++u) {
+          const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
+          const T* in = static_cast<const T*>(p.in) + b * p.in_stride + c * layout.plane;
+          T* out = static_cast<T*>(p.out) + u * layout.plane;
+          if (g < 0) {
+            if (in != out) std::copy(in, in + layout.plane, out);
+            continue;
+          }
+          const T* raw = static_cast<const T*>(p.raw) + b * layout.raw_n + g * layout.plane;
+          const T* shift = raw + layout.gains * layout.plane;
+          const A gain = load(static_cast<const T*>(p.gain) + g);
+          const A* transformed = map.data();
+          A sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t i = 0; i < layout.plane; ++i) {
-        const Affine<A> affine(load(raw + i), gain, kDecode);
-        const A x = load(in + i), t = load(shift + i);
-        const A y = kDecode ? affine.decode(x, t) : affine.encode(x, t);
-        const bool change = transformed[i] != A(0);
-        store(out + i, change ? y : x);
-        sum += change ? affine.s : A(0);
-      }
-      partials[u] = kDecode ? -sum : sum;
-    }
-  });
+          for (std::int64_t i = 0; i < layout.plane; ++i) {
+            const Affine<A> affine(load(raw + i), gain, kDecode);
+            const A x = load(in + i), t = load(shift + i);
+            const A y = kDecode ? affine.decode(x, t) : affine.encode(x, t);
+            const bool change = transformed[i] != A(0);
+            store(out + i, change ? y : x);
+            sum += change ? affine.s : A(0);
+          }
+          partials[u] = kDecode ? -sum : sum;
+        }
+      });
   for (std::int64_t b = 0; b < p.batch; ++b) {
     A sum = 0;
     for (std::int64_t c = 0; c < p.channels; ++c) sum += partials[b * p.channels + c];
@@ -62,40 +64,41 @@ void coupling_backward(const AffineCouplingBackwardParams& p, const Place& place
   const CouplingLayout layout(p);
   const std::vector<A> map = pixel_map<A>(layout);
   A* partials = static_cast<A*>(p.partials);
-  for_ranges(p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
-    for (; u < end; ++u) {
-      const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
-      const T* grad_out = static_cast<const T*>(p.grad_out) + u * layout.plane;
-      T* grad_in = static_cast<T*>(p.grad_in) + u * layout.plane;
-      if (g < 0) {
-        std::copy(grad_out, grad_out + layout.plane, grad_in);
-        continue;
-      }
-      const T* value = static_cast<const T*>(p.value) + u * layout.plane;
-      const std::int64_t raw_at = b * layout.raw_n + g * layout.plane;
-      const std::int64_t shift_at = raw_at + layout.gains * layout.plane;
-      const T* raw = static_cast<const T*>(p.raw) + raw_at;
-      T* grad_raw = static_cast<T*>(p.grad_raw) + raw_at;
-      T* grad_shift = static_cast<T*>(p.grad_raw) + shift_at;
-      const A gain = load(static_cast<const T*>(p.gain) + g);
-      const A grad_logdet = static_cast<const A*>(p.grad_logdet)[b];
-      const A* transformed = map.data();
-      A sum = 0;
+  for_ranges(
+      p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
+        for (; u < end; ++u) {
+          const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
+          const T* grad_out = static_cast<const T*>(p.grad_out) + u * layout.plane;
+          T* grad_in = static_cast<T*>(p.grad_in) + u * layout.plane;
+          if (g < 0) {
+            std::copy(grad_out, grad_out + layout.plane, grad_in);
+            continue;
+          }
+          const T* value = static_cast<const T*>(p.value) + u * layout.plane;
+          const std::int64_t raw_at = b * layout.raw_n + g * layout.plane;
+          const std::int64_t shift_at = raw_at + layout.gains * layout.plane;
+          const T* raw = static_cast<const T*>(p.raw) + raw_at;
+          T* grad_raw = static_cast<T*>(p.grad_raw) + raw_at;
+          T* grad_shift = static_cast<T*>(p.grad_raw) + shift_at;
+          const A gain = load(static_cast<const T*>(p.gain) + g);
+          const A grad_logdet = static_cast<const A*>(p.grad_logdet)[b];
+          const A* transformed = map.data();
+          A sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t i = 0; i < layout.plane; ++i) {
-        const Affine<A> affine(load(raw + i), gain, kDecode);
-        const A go = load(grad_out + i), v = load(value + i);
-        const auto grad = kDecode ? affine.decode_grad(go, grad_logdet, v)
-                                  : affine.encode_grad(go, grad_logdet, v);
-        const bool change = transformed[i] != A(0);
-        store(grad_in + i, change ? grad.in : go);
-        store(grad_raw + i, change ? affine.raw_scale_grad(grad.log_scale, gain) : A(0));
-        store(grad_shift + i, change ? grad.shift : A(0));
-        sum += change ? grad.log_scale * affine.tanh : A(0);
-      }
-      if (partials) partials[b * layout.gains + g] = sum;
-    }
-  });
+          for (std::int64_t i = 0; i < layout.plane; ++i) {
+            const Affine<A> affine(load(raw + i), gain, kDecode);
+            const A go = load(grad_out + i), v = load(value + i);
+            const auto grad = kDecode ? affine.decode_grad(go, grad_logdet, v)
+                                      : affine.encode_grad(go, grad_logdet, v);
+            const bool change = transformed[i] != A(0);
+            store(grad_in + i, change ? grad.in : go);
+            store(grad_raw + i, change ? affine.raw_scale_grad(grad.log_scale, gain) : A(0));
+            store(grad_shift + i, change ? grad.shift : A(0));
+            sum += change ? grad.log_scale * affine.tanh : A(0);
+          }
+          if (partials) partials[b * layout.gains + g] = sum;
+        }
+      });
   if (!p.grad_gain) return;
   for (std::int64_t g = 0; g < layout.gains; ++g) {
     A sum = 0;

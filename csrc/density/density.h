@@ -4,27 +4,16 @@
 //                      w_i = (y_i - fx_i - mean_i) / sd_i;  score_i = w_i / sd_i, the gradient to fx
 //     standard normal  sum over i of -0.5 z_i^2 - 0.5 log(2 pi)
 //
-// y, fx, score: [B, N]. mean and sd are read at b * batch_stride + i * element_stride, so a scalar
-// (0, 0), a value per image (1, 0), a map shared by all images (0, 1) and a full tensor (N, 1)
-// need no expanded copy.
+// y, fx, score: [B, N]; mean and sd broadcast.
 #pragma once
 
+#include "common/broadcast.h"
 #include "common/dtype.h"
 #include "common/macros.h"
 #include "common/math.h"
 #include "common/place.h"
 
 namespace flowinv {
-
-struct Broadcast {
-  const void* data;
-  std::int64_t batch_stride, element_stride;
-
-  template <class T>
-  FI_HD Acc<T> at(std::int64_t b, std::int64_t i) const {
-    return load(static_cast<const T*>(data) + b * batch_stride + i * element_stride);
-  }
-};
 
 struct GaussianParams {
   DType dtype;
@@ -44,7 +33,8 @@ struct GaussianBody {
   FI_HD Acc<T> operator()(std::int64_t b, std::int64_t i) const {
     using A = Acc<T>;
     const std::int64_t at = b * p.n + i;
-    const A residual = load(static_cast<const T*>(p.y) + at) - load(static_cast<const T*>(p.fx) + at);
+    const A residual =
+        load(static_cast<const T*>(p.y) + at) - load(static_cast<const T*>(p.fx) + at);
     const A sd = p.sd.template at<T>(b, i);
     const A whitened = (residual - p.mean.template at<T>(b, i)) / sd;
     store(static_cast<T*>(p.score) + at, whitened / sd);

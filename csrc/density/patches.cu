@@ -19,7 +19,8 @@ void patches(const PatchesParams& p, const Place& place) {
     if (p.scatter)
       for_each("patches", ScatterBody<T>{p}, p.batch * p.channels * p.height * p.width, place);
     else
-      for_each("patches", GatherBody<T>{p}, p.batch * p.count * p.patch_height * p.patch_width, place);
+      for_each("patches", GatherBody<T>{p}, p.batch * p.count * p.patch_height * p.patch_width,
+               place);
   });
 }
 

@@ -14,8 +14,8 @@ namespace cuda {
 
 void squeeze(const SqueezeParams& p, const Place& place) {
   for_word(p.element_size, [&](auto word) {
-    for_each("squeeze", SqueezeBody<decltype(word)>{p},
-             p.batch * p.channels * p.height * p.width, place);
+    for_each("squeeze", SqueezeBody<decltype(word)>{p}, p.batch * p.channels * p.height * p.width,
+             place);
   });
 }
 

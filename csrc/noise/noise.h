@@ -10,11 +10,11 @@
 // with n standard normal by Box-Muller on the lane pairs (0, 1) and (2, 3).
 #pragma once
 
+#include "common/broadcast.h"
 #include "common/dtype.h"
 #include "common/macros.h"
 #include "common/philox.h"
 #include "common/place.h"
-#include "density/density.h"
 #include "noise/sigma_maps.h"
 
 namespace flowinv {
@@ -75,10 +75,10 @@ struct StructuredNoiseParams {
   std::int64_t batch, channels;
   SigmaMap map;
   std::uint64_t seed, offset;
-  const void* mean;     // [B]
-  const void* level;    // [B]
+  const void* mean;  // [B]
+  const void* level;  // [B]
   const double* shape;  // [H W], the map's shape; null: computed where it is needed
-  void* out;            // [B, C, H, W]
+  void* out;  // [B, C, H, W]
 };
 
 template <class T>
@@ -108,10 +108,10 @@ struct DigitsParams {
   DType dtype;
   std::int64_t batch, count, bank_size, patch_height, patch_width, channels, height, width;
   std::uint64_t seed, offset;
-  const void* bank;      // [M, h, w]
-  std::int64_t* index;   // [B, K], written by place_digits
+  const void* bank;  // [M, h, w]
+  std::int64_t* index;  // [B, K], written by place_digits
   std::int64_t* places;  // [B, K, 3], written by place_digits
-  void* out;             // [B, C, H, W]
+  void* out;  // [B, C, H, W]
 };
 
 struct PlaceDigitsBody {

@@ -88,16 +88,15 @@ struct LogitBackwardBody {
   LogitBackwardParams p;
   Logit<Acc<T>> logit;
 
-  explicit LogitBackwardBody(const LogitBackwardParams& params)
-      : p(params), logit(params.alpha) {}
+  explicit LogitBackwardBody(const LogitBackwardParams& params) : p(params), logit(params.alpha) {}
 
   FI_HD void operator()(std::int64_t i) const {
     const Acc<T> value = load(static_cast<const T*>(p.in) + i);
     const Acc<T> grad_out = load(static_cast<const T*>(p.grad_out) + i);
     const Acc<T> grad_logdet = static_cast<const Acc<T>*>(p.grad_logdet)[i / p.n];
-    store(static_cast<T*>(p.grad_in) + i,
-          kDecode ? logit.decode_grad(grad_out, grad_logdet, value)
-                  : logit.encode_grad(grad_out, grad_logdet, value));
+    store(static_cast<T*>(p.grad_in) + i, kDecode
+                                              ? logit.decode_grad(grad_out, grad_logdet, value)
+                                              : logit.encode_grad(grad_out, grad_logdet, value));
   }
 };
 

@@ -13,7 +13,6 @@
 namespace flowinv {
 namespace cuda {
 
-
 void adam_step(const AdamParams& p, const Place& place) {
   for_float_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -26,8 +26,8 @@ struct AdamParams {
   const void* loss;
   void* best_loss;
   const bool* active;
-  double step_size;    // lr / (1 - beta1^t)
-  double correction;   // 1 / sqrt(1 - beta2^t)
+  double step_size;  // lr / (1 - beta1^t)
+  double correction;  // 1 / sqrt(1 - beta2^t)
   double beta1, beta2, eps;
 };
 
@@ -37,8 +37,11 @@ struct Adam {
   A step_size, correction, rate1, rate2, eps;
 
   FI_HD explicit Adam(const AdamParams& p)
-      : step_size(A(p.step_size)), correction(A(p.correction)), rate1(A(1 - p.beta1)),
-        rate2(A(1 - p.beta2)), eps(A(p.eps)) {}
+      : step_size(A(p.step_size)),
+        correction(A(p.correction)),
+        rate1(A(1 - p.beta1)),
+        rate2(A(1 - p.beta2)),
+        eps(A(p.eps)) {}
 
   FI_HD A step(A x, A g, A& m, A& v) const {
     m += rate1 * (g - m);

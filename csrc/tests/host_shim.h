@@ -52,8 +52,8 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   Wait wait;
-  int line;                   // where it waits
-  unsigned char offered[8];   // what it hands to its next shuffle
+  int line;  // where it waits
+  unsigned char offered[8];  // what it hands to its next shuffle
   unsigned char exchanged[8];  // what it handed to the last one that took place
 };
 
@@ -127,12 +127,12 @@ inline void run_warp(const char* kernel, unsigned warp) {
     const auto at = std::find_if(begin, end, [](auto& f) { return f->wait == Wait::kShuffle; });
     if (at == end) return;
     const int line = (*at)->line;
-    if (last - first < kWarp || !std::all_of(begin, end, [&](auto& f) {
-          return f->wait == Wait::kShuffle && f->line == line;
-        }))
+    if (last - first < kWarp ||
+        !std::all_of(
+            begin, end, [&](auto& f) { return f->wait == Wait::kShuffle && f->line == line; }))
       throw std::logic_error(where(kernel, line) + "shuffle without all lanes of the warp");
     for (auto f = begin; f != end; ++f) {
-      std::memcpy((*f)->exchanged, (*f)->offered, sizeof (*f)->offered);
+      std::memcpy((*f)->exchanged, (*f)->offered, sizeof(*f)->offered);
       (*f)->wait = Wait::kNone;
     }
   }
@@ -157,9 +157,8 @@ inline void run_block(const char* kernel) {
     const auto at = std::find_if(begin, end, [](auto& f) { return f->wait == Wait::kBarrier; });
     if (at == end) return;
     const int line = (*at)->line;
-    if (!std::all_of(begin, end, [&](auto& f) {
-          return f->wait == Wait::kBarrier && f->line == line;
-        }))
+    if (!std::all_of(begin, end,
+                     [&](auto& f) { return f->wait == Wait::kBarrier && f->line == line; }))
       throw std::logic_error(where(kernel, line) + "barrier that part of the block does not reach");
     for (auto f = begin; f != end; ++f) (*f)->wait = Wait::kNone;
   }

@@ -16,7 +16,8 @@ using flowinv::float_of;
 
 // Distance in ulp of the exact value; results below the smallest normal count in its ulp.
 double ulps(float got, long double want) {
-  if (std::isnan(got) || std::isnan(want)) return std::isnan(got) && std::isnan(want) ? 0 : INFINITY;
+  if (std::isnan(got) || std::isnan(want))
+    return std::isnan(got) && std::isnan(want) ? 0 : INFINITY;
   const float nearest = static_cast<float>(want);
   if (got == nearest && std::isinf(got)) return 0;
   if (std::isinf(got) || std::isinf(nearest)) {
@@ -43,12 +44,12 @@ int main(int argc, char** argv) {
   const std::uint64_t start = std::random_device{}() % stride;
   namespace math = flowinv::math;
   const Function functions[] = {
-      {"exp", [](float x) { return math::exp(x); },
-       [](long double x) { return std::exp(x); }, 1.5},
+      {"exp", [](float x) { return math::exp(x); }, [](long double x) { return std::exp(x); }, 1.5},
       {"log", [](float x) { return math::log(x); }, [](long double x) { return std::log(x); }, 1},
-      {"log1p", [](float x) { return math::log1p(x); },
-       [](long double x) { return std::log1p(x); }, 3},
-      {"tanh", [](float x) { return math::tanh(x); }, [](long double x) { return std::tanh(x); }, 2},
+      {"log1p", [](float x) { return math::log1p(x); }, [](long double x) { return std::log1p(x); },
+       3},
+      {"tanh", [](float x) { return math::tanh(x); }, [](long double x) { return std::tanh(x); },
+       2},
       {"sigmoid", [](float x) { return math::sigmoid(x); },
        [](long double x) { return 1 / (1 + std::exp(-x)); }, 2.5, true},
       {"softplus", [](float x) { return math::softplus(x); },

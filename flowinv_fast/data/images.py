@@ -50,7 +50,9 @@ def _load_idx(path: Path) -> Tensor:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError) as error:
-            raise ArgumentError("load_images", "path", "a whole gzip file", f"{path}: {error}") from None
+            raise ArgumentError(
+                "load_images", "path", "a whole gzip file", f"{path}: {error}"
+            ) from None
     wanted = "an IDX file of uint8 images (rank 3), a .npy file or a folder"
     good = len(raw) >= 16 and raw[:4] == b"\x00\x00\x08\x03"
     require(good, "load_images", "path", wanted, str(path))
@@ -89,7 +91,9 @@ def _load_folder(path: Path, size: tuple[int, int, int] | None) -> Tensor:
                     size = (3, picture.height, picture.width)
                 pictures.append(_fit(picture, size))
         except (UnidentifiedImageError, OSError) as error:
-            raise ArgumentError("load_images", "path", "readable pictures", f"{file}: {error}") from None
+            raise ArgumentError(
+                "load_images", "path", "readable pictures", f"{file}: {error}"
+            ) from None
     return torch.from_numpy(np.stack(pictures))
 
 
@@ -112,9 +116,7 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tens
     count, channels, height, width = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    grid = images.new_ones(
-        channels, rows * (height + pad) + pad, columns * (width + pad) + pad
-    )
+    grid = images.new_ones(channels, rows * (height + pad) + pad, columns * (width + pad) + pad)
     for i, image in enumerate(images):
         top = pad + (i // columns) * (height + pad)
         left = pad + (i % columns) * (width + pad)

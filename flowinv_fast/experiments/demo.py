@@ -106,6 +106,7 @@ def run_demo(
     images: int = 4,
     seed: int = 0,
     names: list[str] | None = None,
+    steps: int = STEPS,
     progress: bool | None = None,
     report: Callable[[str], None] = print,
 ) -> dict:
@@ -116,6 +117,7 @@ def run_demo(
         images: how many of the shipped test images, 1..32 (the paper's selection).
         seed: fixes noise, digits and sensing matrices.
         names: tasks to run, of digits, sinusoidal, cs, 1bit; None is all of them.
+        steps: of every solve.
         progress: show a progress bar; None: only on a terminal.
         report: receives the lines of the table.
     Returns:
@@ -133,10 +135,13 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     disable = None if progress is None else not progress
-    solves = [_solve(available[name], images, seed) for name in tqdm(names, "demo", disable=disable)]
+    solves = [
+        _solve(available[name], images, seed, steps)
+        for name in tqdm(names, "demo", disable=disable)
+    ]
     result = {
         "images": images, "seed": seed, "selection": "first images of the paper's test selection",
-        "steps": STEPS, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "steps": steps, "torch": torch.__version__, "threads": torch.get_num_threads(),
         "tasks": [row for row, _ in solves],
     }  # fmt: skip
     _write_panel([(row["title"], strips) for row, strips in solves], folder / "panel.png")
@@ -145,16 +150,18 @@ def run_demo(
     os.replace(temporary, folder / "results.json")
     for line in _table(result):
         report(line)
-    report(f"{time.perf_counter() - started:.0f} s; wrote {folder}/panel.png, {folder}/results.json")
+    report(
+        f"{time.perf_counter() - started:.0f} s; wrote {folder}/panel.png, {folder}/results.json"
+    )
     return result
 
 
-def _solve(task: Task, images: int, seed: int) -> tuple[dict, list[Tensor]]:
+def _solve(task: Task, images: int, seed: int, steps: int) -> tuple[dict, list[Tensor]]:
     """(row of the table, images to show: truth, measurement, baseline, ours)."""
     truth, prior = sample_images(task.images, images), load_flow(task.prior)
     y = measure(truth, task.operator, task.drawn, torch.Generator().manual_seed(seed))
     mean_psnr = lambda x: metrics.psnr(x, truth).mean().item()
-    common = {"steps": STEPS, "seed": seed, "progress": False}
+    common = {"steps": steps, "seed": seed, "progress": False}
     ours = reconstruct(y, task.operator, prior, task.noise, **common, **task.ours)
     # The grid of gammas is one batch: every image with every gamma.
     grid = torch.tensor(task.gammas).repeat_interleave(images)
@@ -188,7 +195,8 @@ def _table(result: dict) -> list[str]:
     lines = [
         f"Mean PSNR in dB over {count} real test images, seed {seed}. The Gaussian-noise MAP takes "
         "its best gamma.",
-        f"{'task':<12} {'measured':>9} {'Gaussian MAP':>16} {'ours':>7} {'gain':>6} {'loss gap':>9}",
+        f"{'task':<12} {'measured':>9} {'Gaussian MAP':>16} {'ours':>7} {'gain':>6}"
+        f" {'loss gap':>9}",
     ]
     for row in result["tasks"]:
         gaussian = f"{row['psnr_gaussian']:.2f} ({row['gamma']:g})"

@@ -54,7 +54,9 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.first = WeightNormConv2d(inputs, hidden)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([WeightNormConv2d(hidden, hidden), WeightNormConv2d(hidden, hidden, gain=0.5)])
+            nn.ModuleList(
+                [WeightNormConv2d(hidden, hidden), WeightNormConv2d(hidden, hidden, gain=0.5)]
+            )
             for _ in range(blocks)
         )
         self.last = WeightNormConv2d(hidden, outputs, gain=1.0)

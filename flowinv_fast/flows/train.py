@@ -1,4 +1,4 @@
-"""Maximum-likelihood training of a flow: resumable, with EMA weights, held-out bits/dim, samples."""
+"""Maximum-likelihood training of a flow: resumable, EMA weights, held-out bits/dim, samples."""
 
 from __future__ import annotations
 
@@ -254,9 +254,11 @@ class Trainer:
             "a state of this same configuration and data (or an empty folder)", str(path),
         )  # fmt: skip
         self.step, self.seconds = header["step"], header["seconds"]
-        part = lambda prefix: {  # noqa: E731
-            k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)
-        }
+        part = (
+            lambda prefix: {  # noqa: E731
+                k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)
+            }
+        )
         self.flow.load_state_dict(part("flow."))
         self.average.load_state_dict(part("average."))
         adam = self.optimiser.state_dict()

@@ -25,7 +25,9 @@ class Digits:
 
     def __init__(self, bank: Tensor, count: int = 1, scale: float = 0.5):
         good = isinstance(bank, Tensor) and bank.dim() == 3 and bank.numel() > 0
-        require(good, "noise.Digits", "bank", "a tensor (M, h, w)", getattr(bank, "shape", type(bank)))
+        require(
+            good, "noise.Digits", "bank", "a tensor (M, h, w)", getattr(bank, "shape", type(bank))
+        )
         require(count >= 0, "noise.Digits", "count", "a non-negative integer", count)
         self.bank, self.count, self.scale = bank, count, scale
 

@@ -119,6 +119,14 @@ class PlacedFlow:
 
 
 def _check_flow(name: str, flow: Any) -> None:
-    require(hasattr(flow, "log_prob"), name, "flow", "an object with log_prob(x)", type(flow).__name__)
+    require(
+        hasattr(flow, "log_prob"), name, "flow", "an object with log_prob(x)", type(flow).__name__
+    )
     support = getattr(getattr(flow, "config", None), "support", "unbounded")
-    require(support == "unbounded", name, "flow", "a flow with unbounded support", f"support {support!r}")
+    require(
+        support == "unbounded",
+        name,
+        "flow",
+        "a flow with unbounded support",
+        f"support {support!r}",
+    )

@@ -17,7 +17,9 @@ class _Patterned(Gaussian):
 
     kind: str
 
-    def __init__(self, level: float | Tensor, mean: float, rate: float, floor: float, ceiling: float):
+    def __init__(
+        self, level: float | Tensor, mean: float, rate: float, floor: float, ceiling: float
+    ):
         name = type(self).__name__
         check_positive(name, "level", level)
         require(rate > 0, name, "rate", "a positive number", rate)

@@ -112,7 +112,9 @@ def check_like(
     dtype = dtype or like.dtype
     require(isinstance(tensor, Tensor), function, argument, "a tensor", type(tensor).__name__)
     require(tensor.dtype == dtype, function, argument, f"dtype {dtype}", tensor.dtype)
-    require(tensor.device == like.device, function, argument, f"device {like.device}", tensor.device)
+    require(
+        tensor.device == like.device, function, argument, f"device {like.device}", tensor.device
+    )
     if shape is not None:
         got = tuple(tensor.shape)
         require(got == tuple(shape), function, argument, f"shape {tuple(shape)}", got)

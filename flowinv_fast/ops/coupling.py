@@ -38,7 +38,12 @@ def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, 
 
 def _run(decode: bool, mask: int, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor,
          out: Tensor, logdet_out: Tensor) -> None:  # fmt: skip
-    x, raw, gain, logdet = _backend.batch_view(x), raw.contiguous(), gain.contiguous(), logdet.contiguous()
+    x, raw, gain, logdet = (
+        _backend.batch_view(x),
+        raw.contiguous(),
+        gain.contiguous(),
+        logdet.contiguous(),
+    )
     workspace = _backend.partials(x.shape[0], x[:1].numel(), x)
     _backend._C.affine_coupling(
         decode, mask, tuple(x.shape), max(x.stride(0), out[:1].numel()), _backend.span(x),
@@ -181,14 +186,18 @@ def affine_coupling_decode(
     return _decode(z, raw, gain, logdet, code)
 
 
-def affine_coupling_encode_(x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> None:
+def affine_coupling_encode_(
+    x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str
+) -> None:
     """``affine_coupling_encode`` in place on x and logdet; only where no gradient is wanted."""
     code = _check("affine_coupling_encode_", x, raw, gain, logdet, mask)
     with torch.no_grad():
         _encode_(x, raw, gain, logdet, code)
 
 
-def affine_coupling_decode_(z: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> None:
+def affine_coupling_decode_(
+    z: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str
+) -> None:
     """``affine_coupling_decode`` in place on z and logdet; only where no gradient is wanted."""
     code = _check("affine_coupling_decode_", z, raw, gain, logdet, mask)
     with torch.no_grad():

@@ -119,7 +119,9 @@ def check_broadcast(function: str, argument: str, tensor: Tensor, shape: tuple[i
         good = torch.broadcast_shapes(tensor.shape, shape) == torch.Size(shape)
     except RuntimeError:
         good = False
-    require(good, function, argument, f"a shape that broadcasts to {tuple(shape)}", tuple(tensor.shape))
+    require(
+        good, function, argument, f"a shape that broadcasts to {tuple(shape)}", tuple(tensor.shape)
+    )
 
 
 # --- standard normal -----------------------------------------------------------------------------
@@ -277,7 +279,9 @@ def scatter_patches(patches: Tensor, places: Tensor, shape: tuple[int, int, int]
     """
     check_float("scatter_patches", "patches", patches, 4)
     require(len(shape) == 3 and min(shape) >= 1, "scatter_patches", "shape", "(C, H, W)", shape)
-    _check_places("scatter_patches", patches.shape[0], places, patches.shape[2:], shape, patches.device)
+    _check_places(
+        "scatter_patches", patches.shape[0], places, patches.shape[2:], shape, patches.device
+    )
     require(places.shape[1] == patches.shape[1], "scatter_patches", "places",
             f"{patches.shape[1]} places an image", places.shape[1])  # fmt: skip
     return _scatter_op(patches, places, *shape)

@@ -36,7 +36,9 @@ _bits_op = register(
 )  # fmt: skip
 
 
-def random_bits(n: int, seed: int, offset: int = 0, *, device: torch.device | str = "cpu") -> Tensor:
+def random_bits(
+    n: int, seed: int, offset: int = 0, *, device: torch.device | str = "cpu"
+) -> Tensor:
     """n random 32-bit integers as int64 in [0, 2^32), by the contract above.
 
     Raises:
@@ -91,7 +93,9 @@ def gaussian_noise(
     return _gaussian_op(mean.detach(), std.detach(), shape, seed, offset)
 
 
-_MAP = "SymInt channels, SymInt height, SymInt width, int kind, float rate, float floor, float ceiling"
+_MAP = (
+    "SymInt channels, SymInt height, SymInt width, int kind, float rate, float floor, float ceiling"
+)
 
 
 def _map_fake(level, channels, height, width, kind, rate, floor, ceiling):
@@ -240,7 +244,13 @@ def digit_overlay(
     name = "digit_overlay"
     check_float(name, "bank", bank, 3)
     require(bank.numel() > 0, name, "bank", "at least one digit", tuple(bank.shape))
-    require(len(shape) == 4 and min(shape[1:]) >= 1 and shape[0] >= 0, name, "shape", "(B, C, H, W)", shape)
+    require(
+        len(shape) == 4 and min(shape[1:]) >= 1 and shape[0] >= 0,
+        name,
+        "shape",
+        "(B, C, H, W)",
+        shape,
+    )
     fits = bank.shape[1] <= shape[2] and bank.shape[2] <= shape[3]
     require(fits, name, "bank", f"digits within {shape[2]} x {shape[3]}", tuple(bank.shape[1:]))
     require(isinstance(count, int) and count >= 0, name, "count", "a non-negative integer", count)

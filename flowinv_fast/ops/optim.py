@@ -10,6 +10,7 @@ from ..errors import require
 from . import reference
 from ._register import check_float, check_like, register
 
+
 def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, lr, beta1, beta2, eps):
     if not _backend.native(x):
         reference.adam_step(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, lr,
@@ -56,12 +57,23 @@ def adam_step_(
     check_float(name, "x", x)
     require(x.dim() >= 1, name, "x", "a batch dimension", "a scalar")
     acc = reference.accumulate_dtype(x.dtype)
-    for argument, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("best", best)):
+    for argument, tensor in (
+        ("grad", grad),
+        ("exp_avg", exp_avg),
+        ("exp_avg_sq", exp_avg_sq),
+        ("best", best),
+    ):
         check_like(name, argument, tensor, x, x.shape)
     for argument, tensor in (("loss", loss), ("best_loss", best_loss)):
         check_like(name, argument, tensor, x, x.shape[:1], acc)
     check_like(name, "active", active, x, x.shape[:1], torch.bool)
-    written = {"x": x, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "best": best, "best_loss": best_loss}
+    written = {
+        "x": x,
+        "exp_avg": exp_avg,
+        "exp_avg_sq": exp_avg_sq,
+        "best": best,
+        "best_loss": best_loss,
+    }
     for argument, tensor in written.items():
         require(tensor.is_contiguous(), name, argument, "a contiguous tensor", "strided")
     require(isinstance(step, int) and step >= 1, name, "step", "an integer of at least 1", step)

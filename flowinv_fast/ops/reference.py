@@ -220,9 +220,7 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z * z + LOG_2PI).sum(1)
 
 
-def gaussian_log_prob(
-    y: Tensor, fx: Tensor, mean: Tensor, std: Tensor
-) -> tuple[Tensor, Tensor]:
+def gaussian_log_prob(y: Tensor, fx: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """(log N(y - fx; mean, std^2) per image [B], its gradient to fx, shaped like fx).
 
     y and fx are [B, ...] of one shape; mean and std broadcast to it. The gradient
@@ -399,8 +397,15 @@ def structured_noise(
 
 
 def place_digits(
-    batch: int, count: int, bank: int, channels: int, rows: int, columns: int, seed: int,
-    offset: int, like: Tensor,
+    batch: int,
+    count: int,
+    bank: int,
+    channels: int,
+    rows: int,
+    columns: int,
+    seed: int,
+    offset: int,
+    like: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Random (index [B, K], places [B, K, 3]): digit of the bank, channel, top row, left column.
 
@@ -429,8 +434,15 @@ def digit_overlay(
     """
     digits, patch_height, patch_width = bank.shape
     index, places = place_digits(
-        batch, count, digits, channels, height - patch_height + 1, width - patch_width + 1,
-        seed, offset, bank,
+        batch,
+        count,
+        digits,
+        channels,
+        height - patch_height + 1,
+        width - patch_width + 1,
+        seed,
+        offset,
+        bank,
     )
     overlay = scatter_patches(bank[index], places, channels, height, width)
     return overlay, places, index

@@ -20,7 +20,9 @@ class Status(enum.Enum):
 
     CONVERGED = "the loss stopped improving"
     MAX_STEPS = "all steps were taken; more steps may lower the loss further"
-    NON_FINITE = "the loss became non-finite and the best iterate before that was kept; try a smaller lr"
+    NON_FINITE = (
+        "the loss became non-finite and the best iterate before that was kept; try a smaller lr"
+    )
     FAILED = "the loss was never finite, so there is no solution; try another init or a smaller lr"
     BAD_MEASUREMENT = "the measurement holds NaN or infinity; the image was not solved"
     INTERRUPTED = "interrupted; the best iterate so far was kept"
@@ -81,7 +83,9 @@ def minimise(
     zeros = lambda: torch.zeros_like(x)
     exp_avg, exp_avg_sq, best = zeros(), zeros(), x.clone()
     best_loss = x.new_full((batch,), math.inf, dtype=acc)
-    active = torch.ones(batch, dtype=torch.bool, device=x.device) if active is None else active.clone()
+    active = (
+        torch.ones(batch, dtype=torch.bool, device=x.device) if active is None else active.clone()
+    )
     non_finite = torch.zeros_like(active)
     taken = torch.zeros(batch, dtype=torch.long, device=x.device)
     first_exact = math.ceil((1 - exact) * steps) if anneal else 0
@@ -104,8 +108,12 @@ def minimise(
             non_finite |= active & ~finite
             active &= finite
             taken += active
-            rate = lr * (0.5 * (1 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1)
-            ops.adam_step_(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step + 1, rate)
+            rate = lr * (
+                0.5 * (1 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1
+            )
+            ops.adam_step_(
+                x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step + 1, rate
+            )
             shown = torch.where(active, loss, shown)
             history.append(shown)
             if callback:

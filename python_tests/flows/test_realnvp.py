@@ -63,10 +63,7 @@ def test_starts_as_the_identity(support):
     first = torch.logit(0.05 + 0.9 * x) if support == "bounded" else x
     # The flow only permutes pixels, so the sorted values agree.
     torch.testing.assert_close(z.sort(1)[0], first.flatten(1).sort(1)[0])
-    assert all(
-        p.grad is not None
-        for p in _backward(flow, x).parameters()
-    )
+    assert all(p.grad is not None for p in _backward(flow, x).parameters())
 
 
 def _backward(flow, x):

@@ -99,7 +99,12 @@ def test_radial_sigma_is_the_papers():
 
 @pytest.mark.parametrize(
     "model",
-    [noise.Gaussian(0.3, 0.1), noise.Sinusoidal(0.2), noise.Sinusoidal(0.3, 0.5, "expm1"), noise.Radial()],
+    [
+        noise.Gaussian(0.3, 0.1),
+        noise.Sinusoidal(0.2),
+        noise.Sinusoidal(0.3, 0.5, "expm1"),
+        noise.Radial(),
+    ],
     ids=["gaussian", "exp", "expm1", "radial"],
 )
 def test_draws_follow_the_density(model):
@@ -181,7 +186,9 @@ def test_overlapping_places_are_refused():
 def test_digits_are_bank_images_at_places():
     bank = torch.rand(6, 3, 4) + 1
     draw = noise.Digits(bank, count=2, scale=0.5).sample((9, 2, 8, 9), generator(3))
-    assert torch.equal(draw, noise.Digits(bank, count=2, scale=0.5).sample((9, 2, 8, 9), generator(3)))
+    assert torch.equal(
+        draw, noise.Digits(bank, count=2, scale=0.5).sample((9, 2, 8, 9), generator(3))
+    )
     one = noise.Digits(bank, count=1, scale=0.5).sample((50, 2, 8, 9), generator())
     for image in one:
         inside = image.nonzero()

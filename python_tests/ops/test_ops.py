@@ -117,7 +117,9 @@ def test_strides_do_not_matter(case, device):
         views = [
             strided(a) if isinstance(a, torch.Tensor) and a.dim() else a for a in arguments
         ]  # fmt: skip
-        for got, want in zip(tensors_of(case.op(*views)), tensors_of(case.op(*arguments)), strict=True):
+        for got, want in zip(
+            tensors_of(case.op(*views)), tensors_of(case.op(*arguments)), strict=True
+        ):
             assert torch.equal(got, want)
 
 
@@ -157,7 +159,9 @@ def test_missing_gradients_raise(name):
         a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
         for a in case.draw(torch.float32, torch.device("cpu"), 2)
     ]  # fmt: skip
-    outputs = [o for o in tensors_of(case.op(*arguments)) if o.is_floating_point() and o.requires_grad]
+    outputs = [
+        o for o in tensors_of(case.op(*arguments)) if o.is_floating_point() and o.requires_grad
+    ]
     if outputs:
         with pytest.raises(NotImplementedError, match="no gradient"):
             outputs[0].sum().backward()

@@ -1,0 +1,20 @@
+// A tensor read at b * batch_stride + i * element_stride: a scalar (0, 0), a value per image (1, 0),
+// a map shared by all images (0, 1) and a full tensor (N, 1) need no expanded copy.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/macros.h"
+
+namespace flowinv {
+
+struct Broadcast {
+  const void* data;
+  std::int64_t batch_stride, element_stride;
+
+  template <class T>
+  FI_HD Acc<T> at(std::int64_t b, std::int64_t i) const {
+    return load(static_cast<const T*>(data) + b * batch_stride + i * element_stride);
+  }
+};
+
+}  // namespace flowinv

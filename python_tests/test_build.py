@@ -1,0 +1,103 @@
+"""The built module: no torch inside, sane kernels, and a build script that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowinv_fast as ff
+from flowinv_fast import _backend
+
+ROOT = Path(__file__).parent.parent
+MODULE = _backend._C.__file__
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs binutils")
+def test_no_torch_symbol_or_library():
+    undefined = output("nm", "-D", "--undefined-only", "-C", MODULE)
+    assert len(undefined) > 100
+    assert not re.search(r"\b(at|c10|torch|caffe2)::|\bcuda[A-Z]\w+|\bcu[A-Z]\w+", undefined)
+    libraries = output("ldd", MODULE)
+    assert "libc." in libraries or "libc.so" in libraries
+    assert not re.search(r"torch|c10|cudart|libcuda|gomp", libraries)
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs binutils")
+def test_only_the_entry_point_is_exported():
+    exported = [
+        line.split()[-1] for line in output("nm", "-D", "--defined-only", MODULE).splitlines()
+    ]
+    assert "PyInit__C" in exported
+    assert not [name for name in exported if "flowinv" in name]
+
+
+def test_imports_without_a_driver():
+    """No GPU visible: the module loads and says what it holds."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import flowinv_fast; print(flowinv_fast.show_config())"],
+        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0 and "GPUs here    none" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda p: p.stem)
+def test_register_and_spill_budget(source, tmp_path):
+    """Compiles without warnings; no kernel spills or takes more than 64 registers (4 blocks of 256
+    threads an SM); a stack is there only for the argument reduction of double sines."""
+    done = subprocess.run(
+        ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas=-v", "-Werror=all-warnings",
+         "--expt-relaxed-constexpr", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}", str(source),
+         "-o", str(tmp_path / "out.cubin")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
+    assert registers and len(spills) >= len(registers)
+    assert max(registers) <= 64
+    assert all(int(spill) == 0 and int(stack) <= 40 for stack, spill in spills), spills
+
+
+def configure(environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """setup.py's search for nvcc alone: nothing is built."""
+    code = (
+        "import os, setuptools; setuptools.setup = lambda **k: None;"
+        f"path = {str(ROOT / 'setup.py')!r};"
+        "exec(open(path).read(), g := {'__file__': path, '__name__': 'setup'});"
+        "print(g['find_nvcc'](os.environ['FLOWINV_CUDA']))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **environment}
+    )
+
+
+def test_on_without_nvcc_is_a_clear_error():
+    done = configure({"FLOWINV_CUDA": "on", "PATH": "/nonexistent"})
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("FLOWINV_CUDA=on: nvcc was not found")
+
+
+def test_auto_without_nvcc_stores_the_reason():
+    done = configure({"FLOWINV_CUDA": "auto", "PATH": "/nonexistent"})
+    assert done.returncode == 0 and "nvcc was not found" in done.stdout
+    assert "FLOWINV_CUDA=off" in configure({"FLOWINV_CUDA": "off"}).stdout
+
+
+@pytest.mark.skipif(not ff.build_info()["cuda"], reason="built without CUDA")
+def test_cuda_build_holds_real_architectures():
+    info = ff.build_info()
+    wanted = os.environ.get("FLOWINV_CUDA_ARCHS", "80-real;90-real;100-real;120").split(";")
+    assert set(info["cuda_architectures"].split()) <= set(wanted)
+    assert any(arch.endswith("-real") or arch.isdigit() for arch in wanted)
