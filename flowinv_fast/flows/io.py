@@ -39,6 +39,9 @@ def save_flow(
         tensors[name] = (tensor if keep else tensor.to(dtype)).detach().cpu().contiguous()
     temporary = Path(f"{path}.tmp")
     save_file(tensors, temporary, metadata={"flowinv_fast": json.dumps(header)})
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)  # as open() would; save_file lets only the owner read
     os.replace(temporary, path)
 
 
