@@ -26,6 +26,19 @@ struct GaussianParams {
   void* partials;  // [B, tiles], CUDA only
 };
 
+// The formula, for one element.
+template <class A>
+struct GaussianTerm {
+  A whitened, inverse_sd;
+
+  FI_HD GaussianTerm(A y, A fx, A mean, A inverse_sd)
+      : whitened((y - fx - mean) * inverse_sd), inverse_sd(inverse_sd) {}
+  FI_HD A value() const { return A(-0.5) * whitened * whitened; }
+  FI_HD A score() const { return whitened * inverse_sd; }
+  // What the log-density has of the standard deviation alone.
+  FI_HD static A constant(A sd) { return -A(0.918938533204672742) - math::log(sd); }
+};
+
 template <class T>
 struct GaussianBody {
   GaussianParams p;
@@ -33,12 +46,12 @@ struct GaussianBody {
   FI_HD Acc<T> operator()(std::int64_t b, std::int64_t i) const {
     using A = Acc<T>;
     const std::int64_t at = b * p.n + i;
-    const A residual =
-        load(static_cast<const T*>(p.y) + at) - load(static_cast<const T*>(p.fx) + at);
     const A sd = p.sd.template at<T>(b, i);
-    const A whitened = (residual - p.mean.template at<T>(b, i)) / sd;
-    store(static_cast<T*>(p.score) + at, whitened / sd);
-    return A(-0.5) * whitened * whitened - A(0.918938533204672742) - math::log(sd);
+    const GaussianTerm<A> term(load(static_cast<const T*>(p.y) + at),
+                               load(static_cast<const T*>(p.fx) + at), p.mean.template at<T>(b, i),
+                               A(1) / sd);
+    store(static_cast<T*>(p.score) + at, term.score());
+    return term.value() + GaussianTerm<A>::constant(sd);
   }
 };
 

@@ -92,12 +92,13 @@ def check_float(function: str, argument: str, tensor: Any, rank: int | None = No
     """Refuse anything but a floating-point tensor, of this rank if given."""
     from .._backend import FLOATS
 
+    if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and rank in (None, tensor.dim()):
+        return  # the messages below cost more than a small kernel
     wanted = "a float32, float64, bfloat16 or float16 tensor"
     require(isinstance(tensor, Tensor), function, argument, wanted, type(tensor).__name__)
     require(tensor.dtype in FLOATS, function, argument, wanted, tensor.dtype)
-    if rank is not None:
-        wanted = f"a tensor of {rank} dimensions"
-        require(tensor.dim() == rank, function, argument, wanted, f"shape {tuple(tensor.shape)}")
+    wanted = f"a tensor of {rank} dimensions"
+    require(tensor.dim() == rank, function, argument, wanted, f"shape {tuple(tensor.shape)}")
 
 
 def check_like(
@@ -110,6 +111,13 @@ def check_like(
 ) -> None:
     """Refuse a tensor on another device, or of another dtype or shape than wanted."""
     dtype = dtype or like.dtype
+    if (
+        isinstance(tensor, Tensor)
+        and tensor.dtype == dtype
+        and tensor.device == like.device
+        and (shape is None or tensor.shape == shape)
+    ):
+        return
     require(isinstance(tensor, Tensor), function, argument, "a tensor", type(tensor).__name__)
     require(tensor.dtype == dtype, function, argument, f"dtype {dtype}", tensor.dtype)
     require(

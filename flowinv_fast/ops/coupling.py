@@ -23,12 +23,13 @@ _BACKWARD = (
 
 def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> int:
     check_float(function, "z" if "decode" in function else "x", x, 4)
-    require(mask in MASKS, function, "mask", f"one of {list(MASKS)}", repr(mask))
+    if mask not in MASKS:
+        require(False, function, "mask", f"one of {list(MASKS)}", repr(mask))
     batch, channels, height, width = x.shape
     code = MASKS[mask]
-    if code >= 2:
+    if code >= 2 and channels % 2:
         name = "z" if "decode" in function else "x"
-        require(channels % 2 == 0, function, name, f"even channels for {mask}", channels)
+        require(False, function, name, f"even channels for {mask}", channels)
     transformed = channels if code < 2 else channels // 2
     check_like(function, "raw", raw, x, (batch, 2 * transformed, height, width))
     check_like(function, "gain", gain, x, (transformed,))
