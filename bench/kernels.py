@@ -136,7 +136,7 @@ def nflows_channels(channels: int, raw: Tensor, gain: Tensor):
 
 
 def rows(shape: tuple[int, int, int], batch: int, device: str):
-    """(name, bytes moved, with gradients?, (ours, eager, perhaps a peer), arguments) of each row."""
+    """(name, bytes moved, with gradients?, (ours, eager, perhaps a peer), arguments) a row."""
     c, h, w = shape
     make = lambda *s: torch.randn(*s, device=device)
     x, y, raw, logdet = (

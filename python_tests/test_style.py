@@ -39,3 +39,9 @@ def test_clang_format():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
+
+
+def test_generated_tables():
+    """docs/performance.md is what bench/results/ says."""
+    run = subprocess.run([sys.executable, "bench/tables.py", "--check"], cwd=ROOT)
+    assert run.returncode == 0, "run python bench/tables.py"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything a GPU is needed for, in one call: build, tests, compute-sanitizer, benchmarks.
+# Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest, numpy, scipy; no network.
+#
+#   OUT=gpu-results bash bench/gpu.sh
+#
+# Leaves logs and JSON under $OUT. Afterwards: copy the JSON to bench/results/, run
+# `python bench/tables.py`, bring bench/GPU_STATUS.md up to date.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-gpu-results}
+mkdir -p "$OUT"
+export PYTHONUNBUFFERED=1 FLOWINV_CUDA=on
+export FLOWINV_CUDA_ARCHS=${FLOWINV_CUDA_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)-real}
+failed=0
+step() {  # name, time limit in seconds, command
+  local name=$1 limit=$2
+  shift 2
+  echo "== $name"
+  timeout "$limit" "$@" > "$OUT/$name.log" 2>&1
+  local code=$?
+  tail -n 3 "$OUT/$name.log"
+  echo "== $name: exit $code"
+  [ $code -eq 0 ] || failed=1
+}
+step build 200 python3 -m pip install --no-build-isolation --no-deps -e .
+python3 -c "import flowinv_fast; print(flowinv_fast.show_config())" | tee "$OUT/config.txt"
+step tests 240 python3 -m pytest -q python_tests --ignore=python_tests/test_native.py \
+  --ignore=python_tests/test_build.py --ignore=python_tests/test_style.py
+# The sanitizer slows a kernel a hundredfold: one op test of values is enough for each tool.
+for tool in memcheck racecheck initcheck synccheck; do
+  step "sanitizer-$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest -q -x python_tests/ops/test_ops.py -k "every_output and cuda"
+done
+step kernels 180 python3 bench/kernels.py --device cuda --batches 1 128 --out "$OUT"
+step demo 60 flowinv-fast demo --out "$OUT/demo"
+exit $failed
