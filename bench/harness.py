@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def conditions(device: str, **more) -> dict:
         "device": device,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
