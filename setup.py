@@ -1,7 +1,7 @@
 """Builds flowinv_fast._C with CMake. Knows nothing of torch: one binary serves every version.
 
 FLOWINV_CUDA        auto (default: CUDA if nvcc is found), on, wheel (nvcc from the cuda-toolkit
-                    package installed beside the build), off
+                    packages of the registry, installed for the build only), off
 FLOWINV_CUDA_ARCHS  architectures as CMake writes them, default "80-real;90-real;100-real;120"
 """
 
@@ -36,17 +36,16 @@ def find_nvcc(mode: str) -> tuple[str, str]:
 
 
 def wheel_nvcc() -> str:
-    """nvcc of the registry's toolkit packages, installed into the build folder."""
-    target = ROOT / "build" / "cuda-toolkit"
-    if not list(target.glob("nvidia/*/bin/nvcc")):
-        pip = [sys.executable, "-m", "pip", "install", "--target", str(target), CUDA_WHEEL]
-        subprocess.run(pip, check=True)
-    nvcc = next(iter(target.glob("nvidia/*/bin/nvcc")), None)
-    if nvcc is None:
-        raise SystemExit(f"FLOWINV_CUDA=wheel: {CUDA_WHEEL} brought no nvcc into {target}")
-    library = nvcc.parent.parent / "lib"
+    """nvcc of the registry's toolkit packages, which pip has put into the build environment."""
+    found = [nvcc for path in sys.path for nvcc in Path(path).glob("nvidia/*/bin/nvcc")]
+    if not found:
+        raise SystemExit(
+            f"FLOWINV_CUDA=wheel: no nvcc among the installed packages; pip install '{CUDA_WHEEL}' "
+            "first, or build with isolation, which brings it"
+        )
+    library = found[0].parent.parent / "lib"
     os.environ["LIBRARY_PATH"] = f"{library}:{os.environ.get('LIBRARY_PATH', '')}"
-    return str(nvcc)
+    return str(found[0])
 
 
 class CMakeBuild(build_ext):
@@ -81,4 +80,9 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True)
 
 
-setup(ext_modules=[Extension("flowinv_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("flowinv_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    # What pip puts into the isolated build environment beside pyproject.toml's requirements.
+    setup_requires=[CUDA_WHEEL] if os.environ.get("FLOWINV_CUDA", "").lower() == "wheel" else [],
+)

@@ -89,6 +89,14 @@ def test_on_without_nvcc_is_a_clear_error():
     assert done.stderr.strip().startswith("FLOWINV_CUDA=on: nvcc was not found")
 
 
+def test_wheel_without_the_packages_says_what_to_install():
+    done = configure({"FLOWINV_CUDA": "wheel", "PATH": "/nonexistent"})
+    if done.returncode:  # nothing of the toolkit is installed here
+        assert "pip install 'cuda-toolkit[" in done.stderr
+    else:
+        assert "nvidia" in done.stdout
+
+
 def test_auto_without_nvcc_stores_the_reason():
     done = configure({"FLOWINV_CUDA": "auto", "PATH": "/nonexistent"})
     assert done.returncode == 0 and "nvcc was not found" in done.stdout
