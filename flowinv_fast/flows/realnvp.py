@@ -190,9 +190,15 @@ class RealNVP(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, floor: float = 1e-3) -> None:
-        """Set the per-pixel standardisation from dequantised training images (B, C, H, W)."""
+        """Set the per-pixel standardisation from dequantised training images (B, C, H, W).
+
+        A spread is at least ``floor``, and for unbounded support at least the smoothing: a few
+        images may agree on a pixel by chance.
+        """
         if self.config.support == "bounded":
             x, _ = ops.logit_encode(x, self._zero_logdet(x), self.config.alpha)
+        else:
+            floor = max(floor, self.config.smoothing)
         self.location.copy_(x.mean(0))
         self.spread.copy_(x.std(0).clamp_min(floor))
 

@@ -178,3 +178,30 @@ def test_reference_twins_exist_for_every_op():
     names = {n for n in dir(torch.ops.flowinv_fast) if not n.startswith("_")} - {"name"}
     for name in names:
         assert hasattr(reference, name.rstrip("_")), name
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_in_place_coupling_keeps_the_rules_of_torch_library(mask, direction):
+    op = getattr(torch.ops.flowinv_fast, f"affine_coupling_{direction}_").default
+    torch.library.opcheck(op, (*coupling(mask), ops.MASKS[mask]))
+
+
+def test_adam_keeps_the_rules_of_torch_library():
+    images, values = [torch.rand(3, 2, 5) for _ in range(5)], [torch.rand(3) for _ in range(2)]
+    active = torch.tensor([True, False, True])
+    op = torch.ops.flowinv_fast.adam_step_.default
+    torch.library.opcheck(op, (*images, *values, active, 2, 0.1, 0.9, 0.999, 1e-8))
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_quantiser_is_straight_through(bits):
+    x = (2 * torch.randn(4, 3, 7, dtype=torch.float64)).requires_grad_()
+    levels = torch.linspace(-1, 1.5, 2**bits, dtype=torch.float64)
+    out = ops.quantise_ste(x, bits, -1.0, 1.5)
+    nearest = levels[(x.detach()[..., None] - levels).abs().argmin(-1)]
+    torch.testing.assert_close(out.detach(), nearest)
+    weight = torch.randn_like(x)
+    (grad,) = torch.autograd.grad((out * weight).sum(), x)
+    assert torch.equal(grad, weight)
+    assert torch.equal(ops.sign_ste(torch.tensor([-2.0, 0.0, 3.0])), torch.tensor([-1.0, 1.0, 1.0]))

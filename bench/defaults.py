@@ -1,0 +1,62 @@
+"""How the solver's defaults were chosen: starts, step sizes and step counts on real images.
+
+    python bench/defaults.py [--images N] [--threads N]
+
+For 2-D sinusoidal noise, digits and compressed sensing: mean PSNR and median loss gap (loss at the
+solution minus loss of the true image) for both MAP spaces, each start and two step sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import torch
+from harness import conditions, write
+
+import flowinv_fast as ff
+from flowinv_fast.data import sample_images
+from flowinv_fast.experiments.demo import tasks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--tasks", nargs="+", default=["sinusoidal", "digits", "cs"])
+    parser.add_argument("--steps", type=int, default=150)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    rows = []
+    for task in tasks(0):
+        if task.name not in arguments.tasks:
+            continue
+        truth, prior = sample_images(task.images, arguments.images), ff.load_flow(task.prior)
+        y = ff.measure(truth, task.operator, task.drawn, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            residual = y - task.operator(truth)
+            loss_of_truth = -task.noise.log_prob(residual) - prior.log_prob(truth)
+        for method, init, lr in itertools.product(
+            ("map_latent", "map_image"), ("measurement", "zeros", "draw"), (0.03, 0.1)
+        ):
+            found = ff.reconstruct(
+                y, task.operator, prior, task.noise, method=method, init=init, lr=lr,
+                steps=arguments.steps, progress=False,
+            )  # fmt: skip
+            rows.append({
+                "task": task.name, "method": method, "init": init, "lr": lr,
+                "psnr": ff.metrics.psnr(found.x, truth).mean().item(),
+                "loss_gap": (found.loss - loss_of_truth).median().item(),
+            })  # fmt: skip
+            print(
+                *(f"{v:.2f}" if isinstance(v, float) else v for v in rows[-1].values()), flush=True
+            )
+    where = conditions("cpu", images=arguments.images, steps=arguments.steps, seed=0)
+    print("wrote", write("defaults", {"conditions": where, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
