@@ -65,8 +65,8 @@ def defaults_table(result: dict) -> list[str]:
     where = result["conditions"]
     lines = [
         "## Starts and step sizes", "",
-        f"`bench/defaults.py`: mean PSNR in dB (median loss gap in nats) over {where['images']} real "
-        f"test images, {where['steps']} steps, seed {where['seed']}, one start, commit "
+        "`bench/defaults.py`: mean PSNR in dB (median loss gap in nats) over "
+        f"{where['images']} real test images, {where['steps']} steps, seed {where['seed']}, one start, commit "
         f"{where['commit']}. The defaults of `map_image` and the start from the measurement come "
         "from here.",
         "",
@@ -94,7 +94,8 @@ def page() -> str:
     demo = ROOT / "bench" / "results" / "demo.json"
     if demo.exists():
         lines += demo_table(json.loads(demo.read_text()))
-    studies = [json.loads(p.read_text()) for p in (ROOT / "bench/results").glob("defaults-*.json")]
+    studies = (ROOT / "bench" / "results").glob("defaults-*.json")
+    studies = [json.loads(path.read_text()) for path in studies]
     if studies:
         lines += defaults_table(max(studies, key=lambda r: r["conditions"]["date"]))
     for key in sorted(newest):
