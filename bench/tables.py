@@ -66,7 +66,8 @@ def defaults_table(result: dict) -> list[str]:
     lines = [
         "## Starts and step sizes", "",
         "`bench/defaults.py`: mean PSNR in dB (median loss gap in nats) over "
-        f"{where['images']} real test images, {where['steps']} steps, seed {where['seed']}, one start, commit "
+        f"{where['images']} real test images, "
+        f"{where['steps']} steps, seed {where['seed']}, one start, commit "
         f"{where['commit']}. The defaults of `map_image` and the start from the measurement come "
         "from here.",
         "",
