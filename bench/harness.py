@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import flowinv_fast
+from flowinv_fast._files import whole_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -107,7 +108,6 @@ def write(name: str, result: dict, folder: str | os.PathLike | None = None) -> P
     where = result["conditions"]
     machine = "".join(c if c.isalnum() else "-" for c in where["machine"].lower()).strip("-")
     path = folder / f"{name}-{machine}-{where['commit']}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     return path

@@ -97,7 +97,7 @@ def weight(name: str, given: dict, y: Tensor) -> float | Tensor:
 
 def shapes(y: Tensor, operator: Any, prior: Any, noise: Any, init: Any) -> None:
     """One probe image through the operator and the noise model: shapes must meet y's."""
-    size = math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
+    size = objectives.latent_size(prior)
     if isinstance(init, Tensor):
         shapes = [(y.shape[0], size)]
         if hasattr(prior, "shape"):

@@ -248,7 +248,7 @@ def _start(init, restart, restarts, y, operator, prior, chosen, seed) -> Tensor:
             guess = guess.clamp(0, 1) * (1 - restart / restarts)
             return guess if image else _convert(guess, prior, False)
         init = "zeros"
-    size = math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
+    size = objectives.latent_size(prior)
     z = y.new_zeros(batch, size)
     if init == "draw" or restart > 0:
         z = z + _draw(z, restart, seed, 1.0)

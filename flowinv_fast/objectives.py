@@ -6,6 +6,7 @@ z (B, N) or of images x (B, C, H, W). Equation numbers are those of Whang, Lei, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -63,6 +64,11 @@ def log_noise_of(noise: Any, y: Tensor, fx: Tensor) -> Tensor:
         return noise.log_likelihood(y, fx)
     value = noise.log_prob(y - fx)
     return value.flatten(1).sum(1) if value.dim() > 1 else value
+
+
+def latent_size(prior: Any) -> int:
+    """Numbers in a latent of a flow (N = C H W), or of a generator with ``latent_dim``."""
+    return math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
 
 
 def generate(prior: Any, z: Tensor) -> Tensor:

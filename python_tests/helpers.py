@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
+
+from flowinv_fast import ArgumentError
 
 
 def tolerance(dtype: torch.dtype, n: int = 1) -> dict[str, float]:
@@ -20,3 +25,11 @@ def strided(x: torch.Tensor) -> torch.Tensor:
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
     wide[..., ::2] = x
     return wide[..., ::2]
+
+
+def assert_names(argument: str, call: Callable[[], object]) -> str:
+    """The call raises one ArgumentError that names this argument; returns its message."""
+    with pytest.raises(ArgumentError) as caught:
+        call()
+    assert caught.value.argument == argument
+    return str(caught.value)

@@ -30,28 +30,34 @@ void for_ranges(std::int64_t units, std::int64_t elements_per_unit, int threads,
                [&](std::int64_t r) { f(r * per_range, std::min(units, (r + 1) * per_range)); });
 }
 
+// out[b] = in[b] + sum over part < parts of part_sum(b, part), added in order; in may be null.
+template <class A, class PartSum>
+void reduce_parts(const PartSum& part_sum, std::int64_t batch, std::int64_t parts,
+                  std::int64_t elements_per_part, const A* in, A* out, int threads) {
+  std::vector<A> partials(batch * parts);
+  for_ranges(batch * parts, elements_per_part, threads, [&](std::int64_t unit, std::int64_t end) {
+    for (; unit < end; ++unit) partials[unit] = part_sum(unit / parts, unit % parts);
+  });
+  for (std::int64_t b = 0; b < batch; ++b) {
+    A sum = 0;
+    for (std::int64_t part = 0; part < parts; ++part) sum += partials[b * parts + part];
+    out[b] = (in ? in[b] : A(0)) + sum;
+  }
+}
+
 // out[b] = in[b] + sum over i < n of body(b, i); in may be null. Body writes its own outputs.
 template <class A, class Body>
 void image_reduce(const Body& body, std::int64_t batch, std::int64_t n, const A* in, A* out,
                   int threads) {
-  const std::int64_t tiles = tiles_of(n);
-  std::vector<A> partials(batch * tiles);
-  for_ranges(batch * tiles, std::min(n, kTile), threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t b = unit / tiles, first = unit % tiles * kTile;
-      const std::int64_t last = std::min(n, first + kTile);
-      const Body local = body;
-      A sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (std::int64_t i = first; i < last; ++i) sum += local(b, i);
-      partials[unit] = sum;
-    }
-  });
-  for (std::int64_t b = 0; b < batch; ++b) {
+  const auto tile_sum = [&](std::int64_t b, std::int64_t tile) {
+    const std::int64_t first = tile * kTile, last = std::min(n, first + kTile);
+    const Body local = body;
     A sum = 0;
-    for (std::int64_t tile = 0; tile < tiles; ++tile) sum += partials[b * tiles + tile];
-    out[b] = (in ? in[b] : A(0)) + sum;
-  }
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = first; i < last; ++i) sum += local(b, i);
+    return sum;
+  };
+  reduce_parts(tile_sum, batch, tiles_of(n), std::min(n, kTile), in, out, threads);
 }
 
 // body(i) for every i < n.

@@ -23,39 +23,32 @@ void coupling(const AffineCouplingParams& p, const Place& place) {
   using A = Acc<T>;
   const CouplingLayout layout(p);
   const std::vector<A> map = pixel_map<A>(layout);
-  std::vector<A> partials(p.batch * p.channels);
-  for_ranges(
-      p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
-        for (; u < end; ++u) {
-          const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
-          const T* in = static_cast<const T*>(p.in) + b * p.in_stride + c * layout.plane;
-          T* out = static_cast<T*>(p.out) + u * layout.plane;
-          if (g < 0) {
-            if (in != out) std::copy(in, in + layout.plane, out);
-            continue;
-          }
-          const T* raw = static_cast<const T*>(p.raw) + b * layout.raw_n + g * layout.plane;
-          const T* shift = raw + layout.gains * layout.plane;
-          const A gain = load(static_cast<const T*>(p.gain) + g);
-          const A* transformed = map.data();
-          A sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (std::int64_t i = 0; i < layout.plane; ++i) {
-            const Affine<A> affine(load(raw + i), gain, kDecode);
-            const A x = load(in + i), t = load(shift + i);
-            const A y = kDecode ? affine.decode(x, t) : affine.encode(x, t);
-            const bool change = transformed[i] != A(0);
-            store(out + i, change ? y : x);
-            sum += change ? affine.s : A(0);
-          }
-          partials[u] = kDecode ? -sum : sum;
-        }
-      });
-  for (std::int64_t b = 0; b < p.batch; ++b) {
+  const auto plane_sum = [&](std::int64_t b, std::int64_t c) {
+    const std::int64_t g = layout.gain_index(c);
+    const T* in = static_cast<const T*>(p.in) + b * p.in_stride + c * layout.plane;
+    T* out = static_cast<T*>(p.out) + b * layout.n + c * layout.plane;
+    if (g < 0) {
+      if (in != out) std::copy(in, in + layout.plane, out);
+      return A(0);
+    }
+    const T* raw = static_cast<const T*>(p.raw) + b * layout.raw_n + g * layout.plane;
+    const T* shift = raw + layout.gains * layout.plane;
+    const A gain = load(static_cast<const T*>(p.gain) + g);
+    const A* transformed = map.data();
     A sum = 0;
-    for (std::int64_t c = 0; c < p.channels; ++c) sum += partials[b * p.channels + c];
-    static_cast<A*>(p.logdet_out)[b] = static_cast<const A*>(p.logdet_in)[b] + sum;
-  }
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = 0; i < layout.plane; ++i) {
+      const Affine<A> affine(load(raw + i), gain, kDecode);
+      const A x = load(in + i), t = load(shift + i);
+      const A y = kDecode ? affine.decode(x, t) : affine.encode(x, t);
+      const bool change = transformed[i] != A(0);
+      store(out + i, change ? y : x);
+      sum += change ? affine.s : A(0);
+    }
+    return kDecode ? -sum : sum;
+  };
+  reduce_parts(plane_sum, p.batch, p.channels, layout.plane, static_cast<const A*>(p.logdet_in),
+               static_cast<A*>(p.logdet_out), place.threads);
 }
 
 template <class T, bool kDecode>

@@ -43,35 +43,26 @@ void gaussian(const GaussianParams& p, const Place& place) {
   std::vector<Tile<A>> prepared(shared ? tiles : 0);
   for (std::int64_t tile = 0; tile < std::int64_t(prepared.size()); ++tile)
     prepare<T>(p, 0, tile, prepared[tile]);
-  std::vector<A> partials(p.batch * tiles);
-  for_ranges(p.batch * tiles, std::min(p.n, kTile), place.threads,
-             [&](std::int64_t unit, std::int64_t end) {
-               Tile<A> own;
-               for (; unit < end; ++unit) {
-                 const std::int64_t b = unit / tiles, tile = unit % tiles;
-                 if (!shared) prepare<T>(p, b, tile, own);
-                 const Tile<A>& row = shared ? prepared[tile] : own;
-                 const std::int64_t count = std::min(kTile, p.n - tile * kTile);
-                 const std::int64_t at = b * p.n + tile * kTile;
-                 const T* y = static_cast<const T*>(p.y) + at;
-                 const T* fx = static_cast<const T*>(p.fx) + at;
-                 T* score = static_cast<T*>(p.score) + at;
-                 A sum = 0;
-#pragma omp simd reduction(+ : sum)
-                 for (std::int64_t i = 0; i < count; ++i) {
-                   const GaussianTerm<A> term(load(y + i), load(fx + i), row.mean[i],
-                                              row.inverse_sd[i]);
-                   store(score + i, term.score());
-                   sum += term.value();
-                 }
-                 partials[unit] = sum + row.constant;
-               }
-             });
-  for (std::int64_t b = 0; b < p.batch; ++b) {
+  const auto tile_sum = [&](std::int64_t b, std::int64_t tile) {
+    Tile<A> own;
+    if (!shared) prepare<T>(p, b, tile, own);
+    const Tile<A>& row = shared ? prepared[tile] : own;
+    const std::int64_t count = std::min(kTile, p.n - tile * kTile);
+    const std::int64_t at = b * p.n + tile * kTile;
+    const T* y = static_cast<const T*>(p.y) + at;
+    const T* fx = static_cast<const T*>(p.fx) + at;
+    T* score = static_cast<T*>(p.score) + at;
     A sum = 0;
-    for (std::int64_t tile = 0; tile < tiles; ++tile) sum += partials[b * tiles + tile];
-    static_cast<A*>(p.log_prob)[b] = sum;
-  }
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = 0; i < count; ++i) {
+      const GaussianTerm<A> term(load(y + i), load(fx + i), row.mean[i], row.inverse_sd[i]);
+      store(score + i, term.score());
+      sum += term.value();
+    }
+    return sum + row.constant;
+  };
+  reduce_parts<A>(tile_sum, p.batch, tiles, std::min(p.n, kTile), nullptr,
+                  static_cast<A*>(p.log_prob), place.threads);
 }
 
 }  // namespace

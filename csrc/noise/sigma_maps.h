@@ -36,8 +36,9 @@ struct SigmaMap {
   }
 
   template <class A>
-  FI_HD A clamp(A sigma) const {
-    sigma = sigma < A(floor) ? A(floor) : sigma;
+  FI_HD A sigma(A level, A shape) const {
+    const A unclamped = level * shape;
+    const A sigma = unclamped < A(floor) ? A(floor) : unclamped;
     return sigma > A(ceiling) ? A(ceiling) : sigma;
   }
 };

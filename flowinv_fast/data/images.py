@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .._files import whole_file
 from ..errors import ArgumentError, require
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -133,9 +134,8 @@ def to_picture(image: Tensor, zoom: int = 1) -> Image.Image:
 
 def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
     """Write an image (C, H, W) as PNG, clipped to [0, 1]; the file appears whole or not at all."""
-    temporary = Path(path).with_suffix(".tmp.png")
-    to_picture(image, zoom).save(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        to_picture(image, zoom).save(temporary, format="PNG")
 
 
 def sample_images(name: str, count: int | None = None) -> Tensor:

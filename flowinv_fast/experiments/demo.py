@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import metrics, noise, operators
+from .._files import whole_file
 from .._reconstruct import measure, reconstruct
 from ..data import image_grid, sample_images, to_picture
 from ..errors import require
@@ -145,9 +146,8 @@ def run_demo(
         "tasks": [row for row, _ in solves],
     }  # fmt: skip
     _write_panel([(row["title"], strips) for row, strips in solves], folder / "panel.png")
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, folder / "results.json")
+    with whole_file(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     for line in _table(result):
         report(line)
     report(
@@ -178,13 +178,13 @@ def _solve(task: Task, images: int, seed: int, steps: int) -> tuple[dict, list[T
         "psnr_measurement": mean_psnr(preview), "psnr_gaussian": scores[best],
         "gamma": task.gammas[best], "gammas": task.gammas, "psnr_ours": mean_psnr(ours.x),
         "psnr_ours_each": metrics.psnr(ours.x, truth).tolist(),
-        "loss_gap": (ours.loss - _loss_of(truth, y, task, prior)).median().item(),
+        "loss_gap": (ours.loss - loss_of_truth(truth, y, task, prior)).median().item(),
         "status": [status.name for status in ours.status],
     }  # fmt: skip
     return row, [truth, preview, candidates[best], ours.x]
 
 
-def _loss_of(truth: Tensor, y: Tensor, task: Task, prior: Any) -> Tensor:
+def loss_of_truth(truth: Tensor, y: Tensor, task: Task, prior: Any) -> Tensor:
     """MAP loss of the true images, (B,): what an ideal optimiser must not exceed."""
     with torch.no_grad():
         return -task.noise.log_prob(y - task.operator(truth)) - prior.log_prob(truth)
@@ -230,6 +230,5 @@ def _write_panel(strips: list[tuple[str, list[Tensor]]], path: Path, zoom: int =
     for block in blocks:
         panel.paste(block, (0, top))
         top += block.height
-    temporary = path.with_suffix(".tmp.png")
-    panel.save(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        panel.save(temporary)

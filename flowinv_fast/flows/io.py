@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .._files import whole_file
 from ..errors import ArgumentError, require
 from .realnvp import RealNVP, RealNVPConfig
 
@@ -37,12 +38,8 @@ def save_flow(
     for name, tensor in flow.state_dict().items():
         keep = dtype is None or name in ("location", "spread")
         tensors[name] = (tensor if keep else tensor.to(dtype)).detach().cpu().contiguous()
-    temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, metadata={"flowinv_fast": json.dumps(header)})
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)  # as open() would; save_file lets only the owner read
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"flowinv_fast": json.dumps(header)})
 
 
 def load_flow(

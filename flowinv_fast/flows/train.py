@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .._files import whole_file
 from ..data import image_grid, save_png
 from ..errors import ArgumentError, SolverError, require
 from .io import save_flow
@@ -235,9 +236,8 @@ class Trainer:
             tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         header = {"step": self.step, "seconds": self.seconds, "identity": self._identity()}
-        temporary = self.folder / "state.safetensors.tmp"
-        save_file(tensors, temporary, metadata={"trainer": json.dumps(header)})
-        os.replace(temporary, self.folder / "state.safetensors")
+        with whole_file(self.folder / "state.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"trainer": json.dumps(header)})
 
     def _resume(self) -> None:
         path = self.folder / "state.safetensors"
@@ -254,11 +254,10 @@ class Trainer:
             "a state of this same configuration and data (or an empty folder)", str(path),
         )  # fmt: skip
         self.step, self.seconds = header["step"], header["seconds"]
-        part = (
-            lambda prefix: {  # noqa: E731
-                k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)
-            }
-        )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
         self.flow.load_state_dict(part("flow."))
         self.average.load_state_dict(part("average."))
         adam = self.optimiser.state_dict()

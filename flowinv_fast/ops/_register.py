@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import require
+from ..errors import ArgumentError, require
 
 _library = torch.library.Library("flowinv_fast", "FRAGMENT")
 
@@ -88,17 +88,21 @@ def differentiate(function: Callable, tensors: int) -> dict[str, Callable]:
     return {"setup_context": setup_context, "backward": backward}
 
 
+# Conditions first, messages only where one fails: making them costs more than a small kernel.
+
+
 def check_float(function: str, argument: str, tensor: Any, rank: int | None = None) -> None:
     """Refuse anything but a floating-point tensor, of this rank if given."""
     from .._backend import FLOATS
 
-    if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and rank in (None, tensor.dim()):
-        return  # the messages below cost more than a small kernel
     wanted = "a float32, float64, bfloat16 or float16 tensor"
-    require(isinstance(tensor, Tensor), function, argument, wanted, type(tensor).__name__)
-    require(tensor.dtype in FLOATS, function, argument, wanted, tensor.dtype)
-    wanted = f"a tensor of {rank} dimensions"
-    require(tensor.dim() == rank, function, argument, wanted, f"shape {tuple(tensor.shape)}")
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(function, argument, wanted, type(tensor).__name__)
+    if tensor.dtype not in FLOATS:
+        raise ArgumentError(function, argument, wanted, tensor.dtype)
+    if rank is not None and tensor.dim() != rank:
+        wanted = f"a tensor of {rank} dimensions"
+        raise ArgumentError(function, argument, wanted, f"shape {tuple(tensor.shape)}")
 
 
 def check_like(
@@ -111,21 +115,15 @@ def check_like(
 ) -> None:
     """Refuse a tensor on another device, or of another dtype or shape than wanted."""
     dtype = dtype or like.dtype
-    if (
-        isinstance(tensor, Tensor)
-        and tensor.dtype == dtype
-        and tensor.device == like.device
-        and (shape is None or tensor.shape == shape)
-    ):
-        return
-    require(isinstance(tensor, Tensor), function, argument, "a tensor", type(tensor).__name__)
-    require(tensor.dtype == dtype, function, argument, f"dtype {dtype}", tensor.dtype)
-    require(
-        tensor.device == like.device, function, argument, f"device {like.device}", tensor.device
-    )
-    if shape is not None:
-        got = tuple(tensor.shape)
-        require(got == tuple(shape), function, argument, f"shape {tuple(shape)}", got)
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(function, argument, "a tensor", type(tensor).__name__)
+    if tensor.dtype != dtype:
+        raise ArgumentError(function, argument, f"dtype {dtype}", tensor.dtype)
+    if tensor.device != like.device:
+        raise ArgumentError(function, argument, f"device {like.device}", tensor.device)
+    if shape is not None and tensor.shape != shape:
+        wanted = f"shape {tuple(shape)}"
+        raise ArgumentError(function, argument, wanted, tuple(tensor.shape))
 
 
 def check_seed(function: str, seed: int, offset: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ..errors import require
+from ..errors import ArgumentError
 from . import reference
 from ._register import check_float, check_like, differentiate, register
 from .reference import MASKS
@@ -24,12 +24,12 @@ _BACKWARD = (
 def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> int:
     check_float(function, "z" if "decode" in function else "x", x, 4)
     if mask not in MASKS:
-        require(False, function, "mask", f"one of {list(MASKS)}", repr(mask))
+        raise ArgumentError(function, "mask", f"one of {list(MASKS)}", repr(mask))
     batch, channels, height, width = x.shape
     code = MASKS[mask]
     if code >= 2 and channels % 2:
         name = "z" if "decode" in function else "x"
-        require(False, function, name, f"even channels for {mask}", channels)
+        raise ArgumentError(function, name, f"even channels for {mask}", channels)
     transformed = channels if code < 2 else channels // 2
     check_like(function, "raw", raw, x, (batch, 2 * transformed, height, width))
     check_like(function, "gain", gain, x, (transformed,))
