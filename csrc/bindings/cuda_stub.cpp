@@ -2,6 +2,7 @@
 // nobody should see these messages.
 #include <stdexcept>
 
+#include "conditioner/frozen_flow.h"
 #include "coupling/affine_coupling.h"
 #include "density/density.h"
 #include "density/patches.h"
@@ -19,6 +20,7 @@ namespace cuda {
     throw std::runtime_error(#name ": flowinv_fast was built without CUDA"); \
   }
 
+FI_NO_CUDA(frozen_flow, FrozenFlowParams)
 FI_NO_CUDA(affine_coupling, AffineCouplingParams)
 FI_NO_CUDA(affine_coupling_backward, AffineCouplingBackwardParams)
 FI_NO_CUDA(squeeze, SqueezeParams)

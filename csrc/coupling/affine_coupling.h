@@ -37,8 +37,18 @@ template <class A>
 struct Affine {
   A tanh, s, scale;  // scale: exp(s) for encode, exp(-s) for decode
 
+  Affine() = default;
   FI_HD Affine(A raw_scale, A gain, bool decode)
       : tanh(math::tanh(raw_scale)), s(gain * tanh), scale(math::exp(decode ? -s : s)) {}
+
+  // From s itself, for a backward pass that kept nothing else.
+  FI_HD static Affine of_saved(A s, A gain, bool decode) {
+    Affine affine;
+    affine.tanh = gain != A(0) ? s / gain : A(0);
+    affine.s = s;
+    affine.scale = math::exp(decode ? -s : s);
+    return affine;
+  }
 
   FI_HD A encode(A x, A shift) const { return x * scale + shift; }
   FI_HD A decode(A z, A shift) const { return (z - shift) * scale; }
