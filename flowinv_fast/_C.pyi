@@ -7,6 +7,54 @@ Strides = tuple[int, int]  # between images, between elements
 
 build_info: dict[str, str]
 
+class FrozenFlow:
+    saved_bytes: int
+    weight_bytes: int
+    workspace: int
+    words: int
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        scales: int,
+        hidden: int,
+        blocks: int,
+        location: Tensor,
+        spread: Tensor,
+        couplings: list[tuple[Tensor, list[tuple[Tensor, Tensor, int, int]]]],
+        precision: int,
+        on_device: bool,
+        /,
+    ) -> None: ...
+    def copy_words(self, out: Tensor, /) -> None: ...
+    def forward(
+        self,
+        decode: bool,
+        batch: int,
+        in_: Tensor,
+        out: Tensor,
+        logdet: Tensor,
+        saved: Tensor,
+        words: Tensor,
+        workspace: Tensor,
+        place: Place,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        decode: bool,
+        batch: int,
+        grad_out: Tensor,
+        grad_logdet: Tensor,
+        saved: Tensor,
+        grad_in: Tensor,
+        words: Tensor,
+        workspace: Tensor,
+        place: Place,
+        /,
+    ) -> None: ...
+
+def cpu_bf16() -> bool: ...
+
 def adam_step(
     batch: int,
     n: int,

@@ -10,7 +10,7 @@ from . import metrics, noise, operators, ops
 from ._backend import build_info, show_config
 from ._reconstruct import Reconstruction, measure, reconstruct
 from .errors import ArgumentError, SolverError
-from .flows import RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
+from .flows import FrozenFlow, RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
 from .solvers import Status
 
 try:
@@ -20,6 +20,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 __all__ = [
     "ArgumentError",
+    "FrozenFlow",
     "RealNVP",
     "RealNVPConfig",
     "Reconstruction",

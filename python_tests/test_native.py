@@ -17,6 +17,7 @@ import pybind11
 import pytest
 import torch
 from op_cases import CASES, IDS
+from flows.test_frozen import errors, random_flow
 from ops.test_ops import as_double, compare, tensors_of
 
 from flowinv_fast import _backend, ops
@@ -81,6 +82,25 @@ def test_cuda_kernel_equals_the_reference(case, on_shim):
                     compare(got, case.twin(*lifted), dtype, n)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("precision,bound", [("fp32", 3e-5), ("tf32", 0.02), ("bf16", 0.2)])
+def test_frozen_flow_on_the_cuda_kernels(precision, bound, on_shim):
+    """Tensor-core fragments, both tilings, every mask; small, since each lane is a fiber."""
+    for shape, config in (
+        ((1, 4, 4), {"hidden": 16, "scales": 2, "blocks": 1}),
+        ((1, 3, 5), {"hidden": 64, "scales": 1, "blocks": 1}),
+        ((3, 2, 2), {"hidden": 5, "scales": 1, "blocks": 0}),
+    ):
+        flow = random_flow(shape, 0.3, **config)
+        frozen = flow.freeze(precision)
+        assert frozen.compiled and frozen.work_bytes > 0
+        for decode in (True, False):
+            found = torch.cat([errors(flow, frozen, decode, b) for b in (0, 1, 2)], 1)
+            value, logdet, gradient = found
+            assert max(value.max(), logdet.max(), gradient.median()) < bound
+            exact = precision == "fp32"
+            assert exact or value.max() > 1e-5  # rounding that is there
 
 
 def test_same_bits_for_every_schedule(on_shim):

@@ -19,6 +19,7 @@
 namespace flowinv {
 
 constexpr std::int64_t kMaxGridY = 65535;
+constexpr std::int64_t kManyWarps = 8 * 132;  // 8 on each multiprocessor of an H200
 
 inline void cuda_check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)

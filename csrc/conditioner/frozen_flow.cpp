@@ -105,6 +105,65 @@ PackedWeights pack_winograd(const Filter& w, bool bf16) {
 // Where a convolution stands: from the image to the hidden maps, between them, or back.
 enum class Stage { kFirst, kHidden, kLast };
 
+// raw_s, t of each gain in turn, to their place among the channels: all raw_s, then all t.
+int alternating(int channel, int count) { return channel / 2 + channel % 2 * (count / 2); }
+
+// Float to tf32, to nearest.
+std::uint32_t tf32_bits(float x) { return (bits_of(x) + 0x1000u) & 0xffffe000u; }
+
+Fragments pack_fragments(const Filter& w, bool alternate_in, bool alternate_out,
+                         Precision precision, std::vector<std::uint32_t>& words) {
+  const Fragments f{std::int64_t(words.size()), (w.inputs() + 7) / 8, 2 * blocks_of(w.outputs())};
+  const auto weight = [&](int tap, int i, int o) {
+    if (i >= w.inputs() || o >= w.outputs()) return 0.0f;
+    const int from = alternate_in ? alternating(i, w.inputs()) : i;
+    const int to = alternate_out ? alternating(o, w.outputs()) : o;
+    return float(w(to, from, tap / 3, tap % 3));
+  };
+  words.reserve(words.size() +
+                std::size_t(9 * f.chunks * f.tiles * 32) * fragment_words(precision));
+  for (int tap = 0; tap < 9; ++tap)
+    for (int chunk = 0; chunk < f.chunks; ++chunk)
+      for (int tile = 0; tile < f.tiles; ++tile)
+        for (int lane = 0; lane < 32; ++lane) {
+          const int i = 8 * chunk + 2 * (lane % 4), o = 8 * tile + lane / 4;
+          const float pair[2] = {weight(tap, i, o), weight(tap, i + 1, o)};
+          if (precision == Precision::kBFloat16) {
+            BFloat16 half[2];
+            store(&half[0], pair[0]), store(&half[1], pair[1]);
+            words.push_back(half[0].bits | std::uint32_t(half[1].bits) << 16);
+            continue;
+          }
+          const std::uint32_t high[2] = {tf32_bits(pair[0]), tf32_bits(pair[1])};
+          words.insert(words.end(), {high[0], high[1]});
+          if (precision == Precision::kFloat32)
+            words.insert(words.end(), {tf32_bits(pair[0] - float_of(high[0])),
+                                       tf32_bits(pair[1] - float_of(high[1]))});
+        }
+  return f;
+}
+
+// `count` numbers, zeros behind them up to whole blocks.
+std::int64_t put(std::vector<std::uint32_t>& words, const float* values, std::int64_t count) {
+  const std::int64_t at = std::int64_t(words.size());
+  for (std::int64_t i = 0; i < count; ++i) words.push_back(bits_of(values[i]));
+  words.resize((words.size() + kBlock - 1) / kBlock * kBlock, 0u);
+  return at;
+}
+
+FrozenConv freeze_for_device(const FrozenFlow::ConvArg& conv, Stage stage, Precision precision,
+                             std::vector<std::uint32_t>& words) {
+  const bool last = stage == Stage::kLast;
+  FrozenConv frozen;
+  frozen.device_forward = pack_fragments({conv, false}, false, last, precision, words);
+  frozen.device_backward = pack_fragments({conv, true}, last, false, precision, words);
+  std::vector<float> bias(conv.outputs);
+  for (int o = 0; o < conv.outputs; ++o)
+    bias[o] = conv.bias[last ? alternating(o, conv.outputs) : o];
+  frozen.device_bias = put(words, bias.data(), conv.outputs);
+  return frozen;
+}
+
 FrozenConv freeze(const FrozenFlow::ConvArg& conv, Stage stage, int tile, bool bf16) {
   FrozenConv frozen;
   const Filter forward{conv, false}, backward{conv, true};
@@ -147,11 +206,12 @@ Level::Level(int channels, int height, int width, bool checkerboard)
 
 FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidden, int blocks,
                        const float* location, const float* spread,
-                       const std::vector<CouplingArg>& args, bool bf16)
+                       const std::vector<CouplingArg>& args, Precision precision, bool on_device)
     : channels(channels), height(height), width(width), scales(scales), hidden(hidden),
-      blocks(blocks), n(std::int64_t(channels) * height * width), bf16(bf16),
-      location(location, location + n), spread(spread, spread + n) {
-  check(!bf16 || cpu_bf16(), "bf16: not on this machine");
+      blocks(blocks), n(std::int64_t(channels) * height * width), precision(precision),
+      on_device(on_device), location(location, location + n), spread(spread, spread + n) {
+  const bool bf16 = precision == Precision::kBFloat16;
+  check(on_device || !bf16 || cpu_bf16(), "precision: no bf16 on this machine");
   log_spread = 0;
   for (const float value : this->spread) log_spread += std::log(double(value));
   saved_bytes = weight_bytes = 0;
@@ -174,8 +234,9 @@ FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidd
         check(conv.inputs == (first ? level.inputs : hidden) &&
                   conv.outputs == (last ? 2 * level.gains : hidden),
               "convs: channels that do not fit the flow");
-        FrozenConv frozen = freeze(conv, first ? Stage::kFirst : last ? Stage::kLast : Stage::kHidden,
-                                   level.tile, bf16);
+        const Stage stage = first ? Stage::kFirst : last ? Stage::kLast : Stage::kHidden;
+        FrozenConv frozen = on_device ? freeze_for_device(conv, stage, precision, device_words)
+                                      : freeze(conv, stage, level.tile, bf16);
         weight_bytes += frozen.forward.bytes() + frozen.backward.bytes();
         if (first)
           coupling.first = std::move(frozen);
@@ -190,6 +251,7 @@ FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidd
       coupling.saved_bits = saved_bytes + 8 * values;
       saved_bytes = coupling.saved_bits +
                     padded(std::int64_t(2 * blocks + 1) * h * w * blocks_of(hidden) * 2);
+      if (on_device) coupling.device_gain = put(device_words, arg.gain, level.gains);
       couplings.push_back(std::move(coupling));
     }
   };
@@ -203,6 +265,37 @@ FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidd
     c /= 2;
   }
   check(next == args.size(), "couplings: too many for this many scales");
+  if (on_device) {
+    device_location = put(device_words, location, n);
+    device_spread = put(device_words, spread, n);
+    weight_bytes = 4 * std::int64_t(device_words.size());
+  }
+  workspace = on_device ? DeviceWorkspace(*this).image : 0;
+}
+
+DeviceWorkspace::DeviceWorkspace(const FrozenFlow& flow) {
+  std::int64_t map = 0, raw_map = 0, slots = 0;
+  for (const Level& level : flow.levels) {
+    const std::int64_t plane = level.pixels[0].size();
+    map = std::max(map, plane * blocks_of(flow.hidden) * kBlock);
+    raw_map = std::max(raw_map, plane * 8 * ((2 * level.gains + 7) / 8));
+  }
+  for (const FrozenCoupling& c : flow.couplings) {
+    const Level& level = flow.levels[c.level];
+    first_slot.push_back(slots);
+    slots += (std::int64_t(level.pixels[c.transformed()].size()) + 15) / 16 *
+             blocks_of(2 * level.gains);
+  }
+  std::int64_t at = 0;
+  const auto place = [&](std::int64_t count) {
+    const std::int64_t here = at;
+    at += (count + 3) / 4 * 4;
+    return here;
+  };
+  state = place(flow.n), other = place(flow.n), a = place(std::max(map, raw_map)), h = place(map);
+  partials = place(slots);
+  this->slots = slots;
+  image = at;
 }
 
 bool cpu_bf16() {

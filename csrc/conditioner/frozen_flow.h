@@ -12,9 +12,10 @@
 // logdet    [B]                                                            float32, written
 // saved     [B, saved_bytes]         per coupling: s, value, then the bits  written, or null
 //
-// Hidden convolutions run as Winograd's minimal filtering (Lavin and Gray, 2016), F(4x4, 3x3) on
-// maps of more than 8 pixels a side and F(2x2, 3x3) below, with interpolation points 0, +-sqrt(1/2),
-// +-sqrt(2) and infinity, whose rounding error is half that of 0, +-1, +-2.
+// CPU: hidden convolutions run as Winograd's minimal filtering (Lavin and Gray, 2016), F(4x4, 3x3)
+// on maps of more than 14 pixels a side and F(2x2, 3x3) below, with interpolation points 0,
+// +-sqrt(1/2), +-sqrt(2) and infinity, whose rounding error is half that of 0, +-1, +-2.
+// CUDA: direct convolutions on tensor cores (convolution.cuh), from weights in `device_words`.
 #pragma once
 
 #include <cstdint>
@@ -58,9 +59,29 @@ struct PackedWeights {
   std::int64_t bytes() const { return count() * (bf16 ? 2 : 4); }
 };
 
+// How the numbers of a convolution are multiplied. kFloat32 on CUDA: a tf32 product and two of the
+// parts that tf32 leaves off.
+enum class Precision : int { kFloat32 = 0, kTf32 = 1, kBFloat16 = 2 };
+
+// Words that a lane holds of an 8x8 piece of the weights, see common/mma.cuh.
+constexpr int fragment_words(Precision precision) {
+  return precision == Precision::kFloat32 ? 4 : precision == Precision::kTf32 ? 2 : 1;
+}
+
+// Weights for tensor cores, [tap][eight inputs][eight outputs][lane][fragment_words], from word `at`
+// of device_words. Inputs 2 quad and 2 quad + 1 are the lane's two.
+struct Fragments {
+  std::int64_t at = 0;
+  int chunks = 0, tiles = 0;  // eights of inputs, eights of outputs
+};
+
 struct FrozenConv {
   PackedWeights forward, backward;  // backward: from the gradient of the outputs to the inputs
   std::vector<float> bias;          // padded to whole blocks
+  // CUDA. The outputs of a last layer, and the inputs of its way back, alternate: raw_s, t of each
+  // gain.
+  Fragments device_forward, device_backward;
+  std::int64_t device_bias = 0;
 };
 
 // What the couplings of one resolution share.
@@ -84,6 +105,7 @@ struct FrozenCoupling {
   FrozenConv first, last;
   std::vector<FrozenConv> hidden;  // before, after of each block
   std::int64_t saved_values, saved_bits;  // offsets into an image's saved bytes
+  std::int64_t device_gain = 0;
 
   bool first_half() const { return mask == Mask::kChannelFirst; }
   // Transformed pixels, and the pixels that the conditioner sees: 0 all, 1 even, 2 odd.
@@ -102,20 +124,25 @@ class FrozenFlow {
     std::vector<ConvArg> convs;  // first, before and after of each block, last
   };
 
-  // Couplings in the order of encode. Throws std::invalid_argument where sizes do not fit.
+  // Couplings in the order of encode; for a CUDA device or for the CPU. Throws
+  // std::invalid_argument where sizes do not fit.
   FrozenFlow(int channels, int height, int width, int scales, int hidden, int blocks,
              const float* location, const float* spread, const std::vector<CouplingArg>& couplings,
-             bool bf16);
+             Precision precision, bool on_device);
 
   int channels, height, width, scales, hidden, blocks;
   std::int64_t n;
-  bool bf16;
+  Precision precision;
+  bool on_device;
   std::vector<float> location, spread;
   double log_spread;  // sum of log(spread)
   std::vector<Level> levels;
   std::vector<FrozenCoupling> couplings;
   std::int64_t saved_bytes;   // per image
   std::int64_t weight_bytes;  // of the packed weights, both directions
+  std::int64_t workspace;     // CUDA: floats of workspace per image
+  std::vector<std::uint32_t> device_words;  // CUDA: all numbers of the flow, to be copied there
+  std::int64_t device_location = 0, device_spread = 0;
 
   // A workspace of at least this size, kept for the next call.
   AlignedArray<char> take(std::int64_t bytes) const;
@@ -124,6 +151,16 @@ class FrozenFlow {
  private:
   mutable std::mutex mutex_;
   mutable std::vector<std::pair<std::int64_t, AlignedArray<char>>> spare_;
+};
+
+// Floats of a CUDA workspace: each array holds all images, [B, ...], from B times its offset on.
+struct DeviceWorkspace {
+  std::int64_t state, other, a, h, partials;  // offsets per image
+  std::int64_t slots;                         // partial log-determinants of an image
+  std::vector<std::int64_t> first_slot;       // of each coupling
+  std::int64_t image;                         // floats per image in all
+
+  explicit DeviceWorkspace(const FrozenFlow& flow);
 };
 
 // Whether this machine and build multiply in bf16.
@@ -138,6 +175,9 @@ struct FrozenFlowParams {
   float* out;                 // z or x; backward: the gradient to the input
   float* logdet;              // forward only, [B]
   char* saved;                // written forward (or null), read backward
+  // CUDA: device_words on the device, and [B, workspace] floats.
+  const std::uint32_t* words;
+  float* workspace;
 };
 
 FI_OP(frozen_flow, FrozenFlowParams)

@@ -39,7 +39,9 @@ struct dim3 {
 
 namespace flowinv {
 
-constexpr std::int64_t kMaxGridY = 3;  // small, so that tests walk past the end of a grid
+// Small, so that tests walk past the end of a grid and take both sides of a choice by size.
+constexpr std::int64_t kMaxGridY = 3;
+constexpr std::int64_t kManyWarps = 2;
 
 namespace shim {
 
@@ -53,8 +55,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   Wait wait;
   int line;  // where it waits
-  unsigned char offered[8];  // what it hands to its next shuffle
-  unsigned char exchanged[8];  // what it handed to the last one that took place
+  unsigned char offered[24];  // what it hands to its next shuffle
+  unsigned char exchanged[24];  // what it handed to the last one that took place
 };
 
 struct Block {
@@ -195,15 +197,100 @@ void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned thr
 
 #define __syncthreads() ::flowinv::shim::wait(::flowinv::shim::Wait::kBarrier, __LINE__)
 
+namespace flowinv {
+namespace shim {
+
+// Hands `mine` to the warp and waits for every lane to have done so.
+template <class T>
+void offer(const T& mine, int line) {
+  static_assert(sizeof(T) <= sizeof(Fiber::offered), "more than a lane can offer");
+  std::memcpy(block().fibers[block().current]->offered, &mine, sizeof mine);
+  wait(Wait::kShuffle, line);
+}
+
+// What a lane of this warp handed over.
+template <class T>
+T taken(unsigned lane) {
+  T value;
+  const unsigned first = block().current / kWarp * kWarp;
+  std::memcpy(&value, block().fibers[first + lane]->exchanged, sizeof value);
+  return value;
+}
+
+inline float as_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline std::uint32_t as_bits(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// This lane's part of D += A B, given A[row][k] and B[k][column].
+template <class A, class B>
+void multiply(float (&d)[4], const A& a, const B& b) {
+  const unsigned lane = block().current % kWarp;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 8; ++k) d[i] += a(row, k) * b(k, column);
+  }
+}
+
+}  // namespace shim
+
+inline std::uint32_t to_tf32(float x) {
+  return x - x == 0 ? (shim::as_bits(x) + 0x1000u) & 0xffffe000u : shim::as_bits(x);
+}
+
+inline std::uint32_t to_bf16_pair(float lower, float upper) {
+  const auto half = [](float x) {
+    const std::uint32_t bits = shim::as_bits(x);
+    return x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  };
+  return half(lower) | half(upper) << 16;
+}
+
+inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                     int line = __builtin_LINE()) {
+  struct Lane {
+    std::uint32_t a[4], b[2];
+  };
+  shim::offer(Lane{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, line);
+  const auto of_a = [](unsigned row, unsigned k) {
+    return shim::as_float(shim::taken<Lane>(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]);
+  };
+  const auto of_b = [](unsigned k, unsigned column) {
+    return shim::as_float(shim::taken<Lane>(column * 4 + k % 4).b[k / 4]);
+  };
+  shim::multiply(d, of_a, of_b);
+}
+
+inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[2], std::uint32_t b,
+                     int line = __builtin_LINE()) {
+  struct Lane {
+    std::uint32_t a[2], b;
+  };
+  shim::offer(Lane{{a[0], a[1]}, b}, line);
+  const auto half = [](std::uint32_t pair, unsigned k) {
+    return shim::as_float(k % 2 ? pair & 0xffff0000u : pair << 16);
+  };
+  const auto of_a = [&](unsigned row, unsigned k) {
+    return half(shim::taken<Lane>(row % 8 * 4 + k / 2).a[row / 8], k);
+  };
+  const auto of_b = [&](unsigned k, unsigned column) {
+    return half(shim::taken<Lane>(column * 4 + k / 2).b, k);
+  };
+  shim::multiply(d, of_a, of_b);
+}
+
+}  // namespace flowinv
+
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int line = __builtin_LINE()) {
-  static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
   using namespace flowinv::shim;
   if (mask != 0xffffffffu) std::abort();  // a partial mask is not one of our words
-  Block& b = block();
-  const unsigned self = b.current;
-  std::memcpy(b.fibers[self]->offered, &value, sizeof value);
-  wait(Wait::kShuffle, line);
-  std::memcpy(&value, b.fibers[self ^ unsigned(lane_mask)]->exchanged, sizeof value);
-  return value;
+  offer(value, line);
+  return taken<T>((block().current % kWarp) ^ unsigned(lane_mask));
 }

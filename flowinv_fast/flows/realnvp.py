@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import require
+from ._tensors import check_tensor
 from .coupling import AffineCoupling
+from .frozen import FrozenFlow
+from .nets import WeightNormConv2d
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,29 @@ class RealNVP(nn.Module):
         )  # fmt: skip
         return self.decode(temperature * z)[0]
 
+    def couplings(self) -> list[AffineCoupling]:
+        """All couplings in the order of encode."""
+        return [
+            coupling
+            for layers in self.scales
+            for kind in ("pixel", "channel")
+            if kind in layers
+            for coupling in layers[kind]
+        ]
+
+    def freeze(
+        self, precision: str = "fp32", device: torch.device | str | None = None
+    ) -> FrozenFlow:
+        """The same map with its weights fixed now, on the compiled engine: fast and small.
+
+        Args:
+            precision: "fp32", "tf32" or "bf16", see ``FrozenFlow``.
+            device: where it will run; None is where the flow is.
+        Raises:
+            ArgumentError: a flow that is not float32, or a precision that is not to be had here.
+        """
+        return FrozenFlow(self, precision, device)
+
     # -- training helpers --------------------------------------------------------------------
 
     @torch.no_grad()
@@ -223,8 +249,6 @@ class RealNVP(nn.Module):
 
     def weight_norm_penalty(self) -> Tensor:
         """Sum of squared weight-normalisation gains of every convolution."""
-        from .nets import WeightNormConv2d
-
         return sum(
             (m.gain * m.gain).sum() for m in self.modules() if isinstance(m, WeightNormConv2d)
         )
@@ -235,13 +259,5 @@ class RealNVP(nn.Module):
         return x.new_zeros(x.shape[0], dtype=ops.reference.accumulate_dtype(x.dtype))
 
     def _check(self, x: Tensor, function: str, name: str, shape: tuple[int, ...]) -> None:
-        function = f"RealNVP.{function}"
-        wanted = f"a floating-point tensor of shape (B, {', '.join(map(str, shape))})"
-        require(isinstance(x, Tensor), function, name, wanted, type(x).__name__)
-        ok = x.is_floating_point() and tuple(x.shape[1:]) == shape and x.dim() == len(shape) + 1
-        require(ok, function, name, wanted, f"{x.dtype} of shape {tuple(x.shape)}")
-        require(
-            x.device == self.location.device and x.dtype == self.location.dtype, function, name,
-            f"{self.location.dtype} on {self.location.device}, like the flow",
-            f"{x.dtype} on {x.device}",
-        )  # fmt: skip
+        like = self.location
+        check_tensor(f"RealNVP.{function}", name, x, shape, like.dtype, like.device)
