@@ -54,7 +54,6 @@ class FrozenFlow:
     ) -> None: ...
 
 def cpu_bf16() -> bool: ...
-
 def adam_step(
     batch: int,
     n: int,

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from . import objectives
 from .errors import ArgumentError, require
+from .flows import FrozenFlow, RealNVP
+from .flows.frozen import PRECISIONS
 
 _NAME = "reconstruct"
 
@@ -73,12 +75,22 @@ def prior(prior: Any, chosen: objectives.Method, y: Tensor) -> None:
         good = good or callable(prior) and hasattr(prior, "latent_dim")
         require(good, _NAME, "prior", "a flow, or a callable generator with latent_dim",
                 type(prior).__name__)  # fmt: skip
-    if isinstance(prior, nn.Module):
-        held = next(prior.parameters(), None)
+    if isinstance(prior, (nn.Module, FrozenFlow)):
+        held = prior if isinstance(prior, FrozenFlow) else next(prior.parameters(), None)
         if held is not None:
             same = held.dtype == y.dtype and held.device == y.device
             require(same, _NAME, "y", f"{held.dtype} on {held.device}, like the prior",
                     f"{y.dtype} on {y.device}")  # fmt: skip
+
+
+def precision(precision: str | None, polish: int | None, prior: Any, steps: int) -> None:
+    require(precision is None or precision in PRECISIONS, _NAME, "precision",
+            f"None or one of {PRECISIONS}", repr(precision))  # fmt: skip
+    frozen = isinstance(prior, FrozenFlow) and prior.precision == precision
+    require(precision is None or frozen or type(prior) is RealNVP, _NAME, "precision",
+            "None for a prior that is not a RealNVP", repr(precision))  # fmt: skip
+    whole = isinstance(polish, int) and not isinstance(polish, bool) and 0 <= polish <= steps
+    require(polish is None or whole, _NAME, "polish", f"None or an integer in 0..{steps}", polish)
 
 
 def weight(name: str, given: dict, y: Tensor) -> float | Tensor:
@@ -95,8 +107,7 @@ def weight(name: str, given: dict, y: Tensor) -> float | Tensor:
     return tensor.detach()
 
 
-def shapes(y: Tensor, operator: Any, prior: Any, noise: Any, init: Any) -> None:
-    """One probe image through the operator and the noise model: shapes must meet y's."""
+def start(init: Any, y: Tensor, prior: Any) -> None:
     size = objectives.latent_size(prior)
     if isinstance(init, Tensor):
         shapes = [(y.shape[0], size)]
@@ -114,10 +125,12 @@ def shapes(y: Tensor, operator: Any, prior: Any, noise: Any, init: Any) -> None:
             f"one of {objectives.INITS} or a tensor",
             repr(init),
         )
-    if y.shape[0] == 0:
-        return
+
+
+def shapes(y: Tensor, operator: Any, prior: Any, noise: Any) -> None:
+    """Images at latent zero through the operator and the noise model: shapes must meet y's."""
     with torch.no_grad():
-        x = objectives.generate(prior, y.new_zeros(y.shape[0], size))
+        x = objectives.generate(prior, y.new_zeros(y.shape[0], objectives.latent_size(prior)))
         fx = operator(x)
         require(isinstance(fx, Tensor), _NAME, "operator", "a tensor back", type(fx).__name__)
         wanted = f"shape {tuple(fx.shape)}, what the operator makes of images {tuple(x.shape)}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import _checks as check
+from . import _memory as memory
 from . import objectives, ops
 from .errors import SolverError, require
+from .flows import FrozenFlow, RealNVP
 from .objectives import METHODS
 from .solvers import Solution, Status, minimise
 
@@ -72,6 +76,8 @@ def reconstruct(
     tempering: float = 1.0,
     tol: float = 0.0,
     patience: int = 50,
+    precision: str | None = None,
+    polish: int | None = None,
     seed: int = 0,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
     progress: bool | None = None,
@@ -80,16 +86,18 @@ def reconstruct(
     """Most probable images given measurements y = f(x) + noise (Whang, Lei, Dimakis, 2021).
 
     Images do not influence one another: solving eight together equals solving each alone, to
-    rounding.
+    rounding. So a batch that does not fit into memory is solved in parts, and a part that runs out
+    of memory is halved. A RealNVP prior, and the flow of a noise model, are frozen for the solve.
 
     Args:
         y: measurements (B, ...), float32 or float64, on the prior's device.
         operator: f, any differentiable callable from images (B, C, H, W) to (B, ...); an object
             with ``A`` (a deepinv physics) is used through ``A``.
-        prior: a flow (``decode``, ``encode``, ``log_prob``, ``shape``); for mle, csgm and
-            asim_proxy also any callable generator z to x with ``latent_dim``.
+        prior: a flow (``decode``, ``encode``, ``log_prob``, ``shape``), also frozen; for mle, csgm
+            and asim_proxy also any callable generator z to x with ``latent_dim``.
         noise: law of y - f(x): a ``flowinv_fast.noise`` model, a torch.distributions
-            Distribution, anything with ``log_prob``. Unused by csgm and the asim methods.
+            Distribution, anything with ``log_prob``. Unused by csgm and the asim methods. Noise or
+            operators with a state per image have ``images(slice)``, the same for some images.
         method: "map_latent" (eq. 4, 10), "map_image" (eq. 3, 10), "mle" (eq. 5), "csgm" (eq. 6),
             "asim_likelihood" (eq. 7), "asim_proxy" (eq. 8).
         beta: weight of log p_G in the MAP methods; 1 is the exact MAP, 0 < beta < 1 smooths the
@@ -109,9 +117,14 @@ def reconstruct(
             to 1: the prior decides first, the measurement sharpens later.
         tol, patience: an image stops when its best loss gains no more than tol (1 + |best|) in
             ``patience`` steps; 0 takes all steps.
+        precision: of the flows' conditioners, "fp32" (default), "tf32" or "bf16", see
+            ``FrozenFlow``; for a RealNVP prior.
+        polish: last steps, taken in fp32, of a solve in another precision; the result is the best
+            of them. Default a tenth of the steps.
         seed: of every draw; torch's generators are neither used nor changed.
-        callback: called as callback(step, losses (B,), variable) at every step.
-        progress: show a progress bar; None: only on a terminal.
+        callback: called as callback(step, losses (B,), variable) at every step, where a batch is
+            solved in parts with the part's images.
+        progress: show the planned memory and a progress bar; None: only on a terminal.
         throw: refuse measurements that are not finite and raise where an image finds no finite
             loss; with False such images come back as zeros with a status that says so.
     Returns:
@@ -129,6 +142,7 @@ def reconstruct(
     check.measurement(y)
     operator = check.as_operator(operator)
     check.prior(prior, chosen, y)
+    check.precision(precision, polish, prior, steps)
     require("noise" not in chosen.needs or hasattr(noise, "log_prob"), _NAME, "noise",
             "an object with log_prob(residual)", type(noise).__name__)  # fmt: skip
     given = {"beta": beta, "gamma": gamma, "lam": lam}
@@ -140,29 +154,48 @@ def reconstruct(
             f"NaN or infinity in {bad} of {len(y)} images")  # fmt: skip
     y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
 
-    with _frozen(operator, prior, noise):
-        check.shapes(y, operator, prior, noise if "noise" in chosen.needs else None, init)
+    with _unchanging(operator, prior, noise):
+        fast = None
+        if precision not in (None, "fp32") and type(prior) is RealNVP:
+            fast = _freeze(prior, precision), _freeze(noise, precision)
+            polish = steps // 10 if polish is None else polish
+        exact = _freeze(prior), _freeze(noise)
+        if fast and polish == 0:
+            exact, fast = fast, None
+        problem = _Problem(method, y, operator, *exact, fast, weight, squared, init, readable)
+        check.start(init, y, exact[0])
         if y.shape[0] == 0:
-            return _empty(y, prior, chosen)
-        evaluate = _objective(method, y, operator, prior, noise, weight, squared)
-        annealed = _Annealed(evaluate, operator, smoothing, tempering, seed)
-        shown = sys.stderr.isatty() if progress is None else progress
-        bar = tqdm(total=steps * restarts, disable=not shown, desc=method, unit="step")
-        kept = None
-        try:
+            return _empty(y, exact[0], chosen)
+        anneals = getattr(operator, "anneal", None) or smoothing > 0 or tempering < 1
+        last = max(0.2 if anneals else 0.0, polish / steps if fast else 0.0)
+
+        def solve(part: _Problem, bar: tqdm, give_up: bool) -> Reconstruction:
+            scored = part.noise if "noise" in chosen.needs else None
+            check.shapes(part.y, part.operator, part.prior, scored)
+            kept = None
             for restart in range(restarts):
-                start = _start(init, restart, restarts, y, operator, prior, chosen, seed)
+                annealed = _Annealed(part, smoothing, tempering, seed, restart)
                 solution = minimise(
-                    annealed, start, steps=steps, lr=lr, schedule=schedule, tol=tol,
-                    patience=patience, active=readable, anneal=annealed.hook, callback=callback,
+                    annealed, part.start(restart, restarts, seed), steps=0 if give_up else steps,
+                    lr=lr, schedule=schedule, tol=tol, patience=patience, active=part.readable,
+                    anneal=annealed.anneal if last else None, exact=last, callback=callback,
                     bar=bar,
                 )  # fmt: skip
                 kept = _keep_better(kept, solution, by_error=method == "csgm")
-                if Status.INTERRUPTED in solution.status:
+                give_up = give_up or Status.INTERRUPTED in solution.status
+                if give_up:
                     break
-        finally:
-            bar.close()
-        return _pack(kept, readable, prior, chosen, throw)
+            if give_up:
+                kept.status = [Status.INTERRUPTED if s is Status.MAX_STEPS else s
+                               for s in kept.status]  # fmt: skip
+            return _pack(kept, part.readable, part.prior, chosen)
+
+        shown = sys.stderr.isatty() if progress is None else progress
+        found = _in_parts(problem, solve, steps * restarts, shown)
+        failed = [i for i, s in enumerate(found.status) if s is Status.FAILED]
+        if failed and throw:
+            raise SolverError(f"{_NAME}: images {failed}: {Status.FAILED.value}")
+        return found
 
 
 def measure(
@@ -193,26 +226,143 @@ def measure(
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _objective(method, y, operator, prior, noise, weight, squared) -> objectives.Evaluate:
-    if method == "mle":
-        return objectives.mle(y, operator, prior, noise)
-    if method in ("map_latent", "map_image"):
-        return getattr(objectives, method)(y, operator, prior, noise, weight)
-    if method == "asim_proxy":
-        return objectives.asim_proxy(y, operator, prior, weight, squared)
-    return getattr(objectives, method)(y, operator, prior, weight)
+@dataclass(frozen=True)
+class _Problem:
+    """What is solved, for a range of the images; ``fast`` is (prior, noise) of a fast precision."""
+
+    method: str
+    y: Tensor
+    operator: Any
+    prior: Any
+    noise: Any
+    fast: tuple[Any, Any] | None
+    weight: Tensor | None
+    squared: bool
+    init: str | Tensor
+    readable: Tensor
+    first: int = 0
+
+    def images(self, part: slice) -> _Problem:
+        if part == slice(0, len(self.y)):
+            return self
+        some = lambda v: v.images(part, tuple(self.y.shape)) if hasattr(v, "images") else v
+        each = lambda v: v[part] if isinstance(v, Tensor) and v.dim() > 0 else v
+        fast = (self.fast[0], some(self.fast[1])) if self.fast else None
+        return replace(
+            self, y=self.y[part], operator=some(self.operator), noise=some(self.noise), fast=fast,
+            weight=each(self.weight), init=each(self.init), readable=self.readable[part],
+            first=self.first + part.start,
+        )  # fmt: skip
+
+    def objective(self, prior: Any, noise: Any) -> objectives.Evaluate:
+        y, operator, weight = self.y, self.operator, self.weight
+        if self.method == "mle":
+            return objectives.mle(y, operator, prior, noise)
+        if self.method in ("map_latent", "map_image"):
+            return getattr(objectives, self.method)(y, operator, prior, noise, weight)
+        if self.method == "asim_proxy":
+            return objectives.asim_proxy(y, operator, prior, weight, self.squared)
+        return getattr(objectives, self.method)(y, operator, prior, weight)
+
+    def start(self, restart: int, restarts: int, seed: int) -> Tensor:
+        """The first variable of a restart: latents (B, N) or images (B, C, H, W)."""
+        y, prior, init = self.y, self.prior, self.init
+        batch, image = y.shape[0], METHODS[self.method].space == "image"
+        if isinstance(init, Tensor):
+            given_image = init.dim() == 4
+            start = init if given_image == image else _convert(init, prior, image)
+            return start + (_draw(start, restart, seed, 0.1, self.first) if restart else 0)
+        if init == "measurement":
+            guess = self.operator.guess(y) if hasattr(self.operator, "guess") else None
+            if guess is not None:
+                guess = guess.clamp(0, 1) * (1 - restart / restarts)
+                return guess if image else _convert(guess, prior, False)
+            init = "zeros"
+        z = y.new_zeros(batch, objectives.latent_size(prior))
+        if init == "draw" or restart > 0:
+            z = z + _draw(z, restart, seed, 1.0, self.first)
+        return objectives.generate(prior, z) if image else z
+
+
+def _freeze(part: Any, precision: str = "fp32") -> Any:
+    """A flow, or a noise model's flow, on the compiled engine; anything else as it is."""
+    if type(part) is RealNVP and part.location.dtype == torch.float32:
+        return part.freeze(precision)
+    frozen = _freeze(part.flow, precision) if hasattr(part, "flow") else None
+    if isinstance(frozen, FrozenFlow):
+        part = copy.copy(part)
+        part.flow = frozen
+    return part
+
+
+def _in_parts(problem: _Problem, solve, steps: int, shown: bool) -> Reconstruction:
+    """All images at once where they fit; else, or where memory runs out, fewer at a time."""
+    batch = len(problem.y)
+    each = memory.planned(problem.prior, problem.noise, problem.y)
+    size = memory.images_at_once(each, batch, problem.y.device)
+    bar = tqdm(disable=not shown, desc=problem.method, unit="step")
+    if shown and each:
+        at_once = "all at once" if size == batch else f"{size} at a time"
+        bar.write(f"{problem.method}: {batch} images of {each / 1e6:.2f} MB, {at_once}", sys.stderr)
+    done: list[Reconstruction] = []
+    first = 0
+    try:
+        while first < batch:
+            bar.total = steps * (len(done) + math.ceil((batch - first) / size))
+            bar.refresh()
+            part = slice(first, min(batch, first + size))
+            given_up = bool(done) and Status.INTERRUPTED in done[-1].status
+            before = bar.n
+            try:
+                done.append(solve(problem.images(part), bar, given_up))
+            except Exception as error:
+                if size == 1 or not memory.exhausted(error):
+                    raise
+                size = max(1, (part.stop - first) // 2)
+            else:
+                first = part.stop
+                continue
+            bar.n = before  # after the handler, so that the traceback holds no tensors
+            if problem.y.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warnings.warn(f"{_NAME}: out of memory; going on with {size} images at a time",
+                          stacklevel=3)  # fmt: skip
+    finally:
+        bar.close()
+    return done[0] if len(done) == 1 else _join(done)
+
+
+def _join(parts: list[Reconstruction]) -> Reconstruction:
+    rows = max(len(part.history) for part in parts)
+    together = lambda name: torch.cat([getattr(part, name) for part in parts])
+    return Reconstruction(
+        z=None if parts[0].z is None else together("z"),
+        history=torch.cat([_longer(part.history, rows, part.loss) for part in parts], 1),
+        status=[status for part in parts for status in part.status],
+        **{name: together(name) for name in ("x", "loss", "log_noise", "log_prior", "steps")},
+    )
+
+
+def _longer(history: Tensor, rows: int, loss: Tensor) -> Tensor:
+    """A history with its last row, or the loss where there is none, repeated."""
+    tail = history[-1:] if len(history) else loss[None].to(history)
+    return torch.cat([history, tail.expand(rows - len(history), -1)])
 
 
 class _Annealed:
-    """An objective that is easier at first: noise on the variable, a faint likelihood, an operator
-    with ``anneal``. At time 1 it is the objective itself."""
+    """An objective that is easier at first: a fast precision, noise on the variable, a faint
+    likelihood, an operator with ``anneal``. At time 1 it is the objective itself."""
 
-    def __init__(self, evaluate: objectives.Evaluate, operator, smoothing, tempering, seed):
-        self.evaluate, self.operator_anneal = evaluate, getattr(operator, "anneal", None)
+    def __init__(
+        self, problem: _Problem, smoothing: float, tempering: float, seed: int, restart: int
+    ):
+        self.evaluate = self.fast = problem.objective(problem.prior, problem.noise)
+        if problem.fast:
+            self.fast = problem.objective(*problem.fast)
+        self.operator_anneal = getattr(problem.operator, "anneal", None)
         self.smoothing, self.tempering, self.seed = smoothing, tempering, seed
-        self.time, self.calls = 1.0, 0
-        plain = self.operator_anneal is None and smoothing == 0 and tempering == 1
-        self.hook = None if plain else self.anneal
+        self.first, self.time = problem.first, 1.0
+        self.calls = (restart + 1) << 14  # apart from the streams of the starts
 
     def anneal(self, t: float) -> None:
         self.time = t
@@ -224,41 +374,23 @@ class _Annealed:
             return self.evaluate(variable)
         std = self.smoothing * (1 - self.time)
         if std > 0:
-            spread = torch.full((), std, dtype=variable.dtype, device=variable.device)
             self.calls += 1
-            offset = self.calls * variable.numel()
-            variable = variable + ops.gaussian_noise(0.0, spread, variable.shape, self.seed, offset)
-        terms = self.evaluate(variable)
+            variable = variable + _draw(variable, self.calls, self.seed, std, self.first)
+        terms = self.fast(variable)
+        if self.tempering == 1:
+            return terms
         weight = self.tempering ** (1 - self.time)
         return terms._replace(loss=terms.loss + (1 - weight) * terms.log_noise)
 
 
-def _start(init, restart, restarts, y, operator, prior, chosen, seed) -> Tensor:
-    """The first variable of a restart: latents (B, N) or images (B, C, H, W)."""
-    batch, image = y.shape[0], chosen.space == "image"
-    if isinstance(init, Tensor):
-        given_image = init.dim() == 4
-        if restart > 0 or given_image == image:
-            init = init if given_image == image else _convert(init, prior, image)
-            return init + (_draw(init, restart, seed, 0.1) if restart else 0)
-        return _convert(init, prior, image)
-    if init == "measurement":
-        guess = operator.guess(y) if hasattr(operator, "guess") else None
-        if guess is not None:
-            guess = guess.clamp(0, 1) * (1 - restart / restarts)
-            return guess if image else _convert(guess, prior, False)
-        init = "zeros"
-    size = objectives.latent_size(prior)
-    z = y.new_zeros(batch, size)
-    if init == "draw" or restart > 0:
-        z = z + _draw(z, restart, seed, 1.0)
-    return objectives.generate(prior, z) if image else z
-
-
-def _draw(like: Tensor, restart: int, seed: int, std: float) -> Tensor:
-    """Gaussian draws; image i's depend on (seed, restart, i) and its size only."""
+def _draw(like: Tensor, stream: int, seed: int, std: float, first: int) -> Tensor:
+    """Gaussian draws; an image's depend on its size and (seed, stream, first + its index)."""
     spread = torch.full((), std, dtype=like.dtype, device=like.device)
-    return ops.gaussian_noise(0.0, spread, like.shape, seed, restart << 40)
+    size = math.prod(like.shape[1:])
+    blocks = (size + 3) // 4  # a Philox offset holds four numbers
+    offset = (stream << 36) + first * blocks
+    draws = ops.gaussian_noise(0.0, spread, (like.shape[0], 4 * blocks), seed, offset)
+    return draws[:, :size].view(like.shape)
 
 
 def _convert(start: Tensor, prior: Any, to_image: bool) -> Tensor:
@@ -276,20 +408,17 @@ def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Soluti
     better = score(new) < score(kept)
     pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
     rows = max(len(kept.history), len(new.history))
-    longer = lambda h: torch.cat([h, h[-1:].expand(rows - len(h), -1)]) if len(h) else h
-    history = torch.where(better, longer(new.history), longer(kept.history))
+    longer = lambda s: _longer(s.history, rows, s.terms.loss)
+    history = torch.where(better, longer(new), longer(kept))
     terms = objectives.Terms(*(pick(a, b) for a, b in zip(kept.terms, new.terms)))
     status = [n if b else k for k, n, b in zip(kept.status, new.status, better.tolist())]
     return Solution(pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps))
 
 
-def _pack(solution: Solution, readable: Tensor, prior, chosen, throw) -> Reconstruction:
+def _pack(solution: Solution, readable: Tensor, prior, chosen) -> Reconstruction:
     status = [
         s if ok else Status.BAD_MEASUREMENT for s, ok in zip(solution.status, readable.tolist())
     ]
-    failed = [i for i, s in enumerate(status) if s is Status.FAILED]
-    if failed and throw:
-        raise SolverError(f"{_NAME}: images {failed}: {Status.FAILED.value}")
     lost = [s in (Status.FAILED, Status.BAD_MEASUREMENT) for s in status]
     lost = torch.tensor(lost, dtype=torch.bool, device=readable.device)
     clear = lambda t: torch.where(lost.view(-1, *[1] * (t.dim() - 1)), torch.zeros_like(t), t)
@@ -306,15 +435,17 @@ def _pack(solution: Solution, readable: Tensor, prior, chosen, throw) -> Reconst
 
 def _empty(y: Tensor, prior, chosen) -> Reconstruction:
     acc = y.new_zeros(0, dtype=ops.reference.accumulate_dtype(y.dtype))
-    z = y.new_zeros(0, math.prod(prior.shape))
+    z = y.new_zeros(0, objectives.latent_size(prior))
+    with torch.no_grad():
+        x = objectives.generate(prior, z)
     return Reconstruction(
-        y.new_zeros(0, *prior.shape), None if chosen.space == "image" else z, acc, acc, acc,
+        x, None if chosen.space == "image" else z, acc, acc, acc,
         acc.view(0, 0), [], torch.zeros(0, dtype=torch.long, device=y.device),
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _frozen(*parts: Any) -> Iterator[None]:
+def _unchanging(*parts: Any) -> Iterator[None]:
     """Modules in evaluation mode and without weight gradients; as before afterwards."""
     found = [getattr(part, "flow", part) for part in parts]
     modules = [m for m in found if isinstance(m, nn.Module)]

@@ -54,7 +54,8 @@ def test_imports_without_a_driver():
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda p: p.stem)
 def test_register_and_spill_budget(source, tmp_path):
     """Compiles without warnings; no kernel spills or takes more than 64 registers (4 blocks of 256
-    threads an SM); a stack is there only for the argument reduction of double sines."""
+    threads an SM), the tensor-core convolutions 168 (3 blocks of 128); a stack is there only for
+    the argument reduction of double sines."""
     done = subprocess.run(
         ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas=-v", "-Werror=all-warnings",
          "--expt-relaxed-constexpr", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}", str(source),
@@ -65,7 +66,7 @@ def test_register_and_spill_budget(source, tmp_path):
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
     assert registers and len(spills) >= len(registers)
-    assert max(registers) <= 64
+    assert max(registers) <= (168 if source.parent.name == "conditioner" else 64)
     assert all(int(spill) == 0 and int(stack) <= 40 for stack, spill in spills), spills
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
-from op_cases import CASES, IDS
 from flows.test_frozen import errors, random_flow
+from op_cases import CASES, IDS
 from ops.test_ops import as_double, compare, tensors_of
 
 from flowinv_fast import _backend, ops

@@ -419,6 +419,12 @@ BAD = {
     "tol": ("tol", {"tol": -1e-3}),
     "patience": ("patience", {"patience": 0}),
     "seed": ("seed", {"seed": -1}),
+    "precision": ("precision", {"precision": "fp16"}),
+    "precision-prior": (
+        "precision",
+        {"prior": AffineFlow(torch.zeros(SHAPE), torch.ones(SHAPE)), "precision": "bf16"},
+    ),
+    "polish": ("polish", {"polish": 3}),
 }
 
 

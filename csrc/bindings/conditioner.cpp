@@ -59,8 +59,8 @@ FrozenFlowParams params_of(const FrozenFlow& flow, bool decode, std::int64_t bat
   if (flow.on_device) {
     p.words = reinterpret_cast<const std::uint32_t*>(
         floats("words", words, std::int64_t(flow.device_words.size())));
-    p.workspace = const_cast<float*>(
-        floats("workspace", workspace, product(batch, flow.workspace)));
+    p.workspace =
+        const_cast<float*>(floats("workspace", workspace, product(batch, flow.workspace)));
   }
   return p;
 }
@@ -72,8 +72,8 @@ void run_forward(const FrozenFlow& flow, bool decode, std::int64_t batch, const 
   p.in = floats("in", in, product(batch, flow.n));
   p.out = const_cast<float*>(floats("out", out, product(batch, flow.n)));
   p.logdet = const_cast<float*>(floats("logdet", logdet, batch));
-  p.saved = static_cast<char*>(TensorArg("saved", saved)
-                                   .get_or_null(DType::kBool, product(batch, flow.saved_bytes)));
+  p.saved = static_cast<char*>(
+      TensorArg("saved", saved).get_or_null(DType::kBool, product(batch, flow.saved_bytes)));
   run(frozen_flow, p, place_of(place));
 }
 

@@ -28,7 +28,9 @@ struct PixelRows {
   int height, width, parity, count;  // parity: 0 all, 1 even, 2 odd
 
   PixelRows(const Level& level, int parity)
-      : height(level.height), width(level.width), parity(parity),
+      : height(level.height),
+        width(level.width),
+        parity(parity),
         count(int(level.pixels[parity].size())) {}
 
   FI_HD int pixel(int row) const {
@@ -157,9 +159,8 @@ __global__ void __launch_bounds__(kConvolutionThreads)
   for (int m = 0; m < kM; ++m) {
     FI_UNROLL
     for (int n = 0; n < kN; n += 2) {
-      const float values[2][4] = {
-          {sum[m][n][0], sum[m][n][1], sum[m][n + 1][0], sum[m][n + 1][1]},
-          {sum[m][n][2], sum[m][n][3], sum[m][n + 1][2], sum[m][n + 1][3]}};
+      const float values[2][4] = {{sum[m][n][0], sum[m][n][1], sum[m][n + 1][0], sum[m][n + 1][1]},
+                                  {sum[m][n][2], sum[m][n][3], sum[m][n + 1][2], sum[m][n + 1][3]}};
       sink(image, row[m], pixel[m], first_tile + m, (first_output + n) / 2, values);
     }
   }

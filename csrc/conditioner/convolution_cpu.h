@@ -81,8 +81,7 @@ FI_HD Block relu(const Block& x) {
 // blocks of 16 outputs.
 template <int kR, int kB>
 void product(const float* const* rows, const int64_t* offsets, int taps, int inputs,
-                   const float* weights, int64_t tap_stride, int64_t block_stride,
-                   float* const* out) {
+             const float* weights, int64_t tap_stride, int64_t block_stride, float* const* out) {
   constexpr int kPer = kBlock / kLanes, kV = kB * kPer;
   Vec sum[kR][kV] = {};
   for (int tap = 0; tap < taps; ++tap) {
@@ -110,9 +109,9 @@ void product(const float* const* rows, const int64_t* offsets, int taps, int inp
 #if defined(__AVX512F__)
 // The same in bf16 with float32 sums, two inputs a time; rows and weights hold pairs.
 template <int kR, int kB>
-__attribute__((target("avx512bf16"))) void product_bf16(
-    const std::uint32_t* const* rows, int pairs, const std::uint32_t* weights,
-    int64_t block_stride, float* const* out) {
+__attribute__((target("avx512bf16"))) void product_bf16(const std::uint32_t* const* rows, int pairs,
+                                                        const std::uint32_t* weights,
+                                                        int64_t block_stride, float* const* out) {
   __m512 sum[kR][kB];
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r)
@@ -121,8 +120,7 @@ __attribute__((target("avx512bf16"))) void product_bf16(
   for (int k = 0; k < pairs; ++k, weights += kBlock) {
     __m512bh b[kB];
 #pragma GCC unroll 8
-    for (int v = 0; v < kB; ++v)
-      b[v] = (__m512bh)_mm512_loadu_si512(weights + v * block_stride);
+    for (int v = 0; v < kB; ++v) b[v] = (__m512bh)_mm512_loadu_si512(weights + v * block_stride);
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
       const __m512bh a = (__m512bh)_mm512_set1_epi32(int(rows[r][k]));
@@ -272,7 +270,7 @@ void narrow(const float* map, const Level& level, const int* pixels, int count,
 // backward; added to what is there where `add`, negatives cut off where `rectify`.
 struct Epilogue {
   bool backward, add, rectify;
-  const float* bias;    // forward
+  const float* bias;  // forward
   std::uint16_t* bits;  // of the output's signs; null where nothing is kept
 
   FI_HD void operator()(Block sum, float* out, int64_t bit_index, int channel) const {
@@ -294,7 +292,7 @@ struct Maps {
   const float* in;
   float* out;
   int64_t map_stride;  // floats between images
-  char* bits;          // null where nothing is kept
+  char* bits;  // null where nothing is kept
   int64_t bit_stride;  // bytes between images
 };
 
@@ -305,7 +303,8 @@ inline int64_t winograd_scratch(int hidden) {
 }
 
 template <int kTile, bool kRelu>
-FI_HD void transform_in(const float* in, int64_t row, int64_t column, Block (&v)[kTile + 2][kTile + 2]) {
+FI_HD void transform_in(const float* in, int64_t row, int64_t column,
+                        Block (&v)[kTile + 2][kTile + 2]) {
   using W = Winograd<kTile>;
   Block half[W::kPoints][W::kPoints];
 #pragma GCC unroll 8
@@ -376,8 +375,8 @@ void winograd_tiles(const Level& level, const Maps& maps, const PackedWeights& w
 #if defined(__AVX512F__)
           if (w.bf16) {
             const std::uint32_t* in[kRows];
-            const std::uint32_t* v = reinterpret_cast<const std::uint32_t*>(in_v) +
-                                     (k * point + t * channels) / 2;
+            const std::uint32_t* v =
+                reinterpret_cast<const std::uint32_t*>(in_v) + (k * point + t * channels) / 2;
             for (int r = 0; r < rows; ++r) in[r] = v + r * channels / 2;
             const auto* weights = reinterpret_cast<const std::uint32_t*>(w.bf16.get()) + at / 2;
             product_bf16<kR, kB>(in, channels / 2, weights, block_stride / 2, out);
@@ -395,8 +394,8 @@ void winograd_tiles(const Level& level, const Maps& maps, const PackedWeights& w
     const int y0 = int(tile / level.tiles_wide) * kTile, x0 = int(tile % level.tiles_wide) * kTile;
     float* out = maps.out + image * maps.map_stride + (y0 + 1) * row + (x0 + 1) * column;
     Epilogue finish = epilogue;
-    finish.bits = maps.bits ? reinterpret_cast<std::uint16_t*>(maps.bits + image * maps.bit_stride)
-                            : nullptr;
+    finish.bits =
+        maps.bits ? reinterpret_cast<std::uint16_t*>(maps.bits + image * maps.bit_stride) : nullptr;
     for (int c = 0; c < channels; c += kBlock) {
       const float* m = out_m + t * channels + c;
       Block half[kTile][W::kPoints];

@@ -207,9 +207,17 @@ Level::Level(int channels, int height, int width, bool checkerboard)
 FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidden, int blocks,
                        const float* location, const float* spread,
                        const std::vector<CouplingArg>& args, Precision precision, bool on_device)
-    : channels(channels), height(height), width(width), scales(scales), hidden(hidden),
-      blocks(blocks), n(std::int64_t(channels) * height * width), precision(precision),
-      on_device(on_device), location(location, location + n), spread(spread, spread + n) {
+    : channels(channels),
+      height(height),
+      width(width),
+      scales(scales),
+      hidden(hidden),
+      blocks(blocks),
+      n(std::int64_t(channels) * height * width),
+      precision(precision),
+      on_device(on_device),
+      location(location, location + n),
+      spread(spread, spread + n) {
   const bool bf16 = precision == Precision::kBFloat16;
   check(on_device || !bf16 || cpu_bf16(), "precision: no bf16 on this machine");
   log_spread = 0;
@@ -283,8 +291,8 @@ DeviceWorkspace::DeviceWorkspace(const FrozenFlow& flow) {
   for (const FrozenCoupling& c : flow.couplings) {
     const Level& level = flow.levels[c.level];
     first_slot.push_back(slots);
-    slots += (std::int64_t(level.pixels[c.transformed()].size()) + 15) / 16 *
-             blocks_of(2 * level.gains);
+    slots +=
+        (std::int64_t(level.pixels[c.transformed()].size()) + 15) / 16 * blocks_of(2 * level.gains);
   }
   std::int64_t at = 0;
   const auto place = [&](std::int64_t count) {

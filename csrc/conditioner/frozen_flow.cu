@@ -32,8 +32,7 @@ struct StateSource {
 
   __device__ FloatPair pair(std::int64_t image, int pixel, int input) const {
     if (pixel < 0 || !seen.has(pixel)) return {0, 0};
-    const float* at =
-        state + image * stride + std::int64_t(first_channel + input) * plane + pixel;
+    const float* at = state + image * stride + std::int64_t(first_channel + input) * plane + pixel;
     return {input < inputs ? at[0] : 0.0f, input + 1 < inputs ? at[plane] : 0.0f};
   }
 };
@@ -71,10 +70,9 @@ struct HiddenSink {
     for (int half = 0; half < 2; ++half) {
       const bool there = pixel[half] >= 0;
       const std::int64_t at = image * plane + (there ? pixel[half] : 0);
-      std::uint16_t* word =
-          bits ? reinterpret_cast<std::uint16_t*>(bits + image * bit_stride) +
-                     (there ? pixel[half] : 0) * (channels / kBlock) + block
-               : nullptr;
+      std::uint16_t* word = bits ? reinterpret_cast<std::uint16_t*>(bits + image * bit_stride) +
+                                       (there ? pixel[half] : 0) * (channels / kBlock) + block
+                                 : nullptr;
       unsigned set = backward && there ? unsigned(*word) : 0;
       FI_UNROLL
       for (int pair = 0; pair < 2; ++pair) {
@@ -122,8 +120,7 @@ struct AffineSink {
         const float raw = values[half][2 * pair] + bias[2 * g];
         const float shift = values[half][2 * pair + 1] + bias[2 * g + 1];
         const Affine<float> affine(raw, gain[g], decode);
-        float& here =
-            state[image * stride + std::int64_t(first_channel + g) * plane + pixel[half]];
+        float& here = state[image * stride + std::int64_t(first_channel + g) * plane + pixel[half]];
         const float in = here, out = decode ? affine.decode(in, shift) : affine.encode(in, shift);
         here = out;
         total += decode ? -affine.s : affine.s;
@@ -150,7 +147,8 @@ struct GradientSink {
                              int block, const float (&values)[2][4]) const {
     FI_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const int half = i / 4, channel = block * kBlock + i / 2 % 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
+      const int half = i / 4,
+                channel = block * kBlock + i / 2 % 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
       if (pixel[half] >= 0 && channel < inputs)
         grad[image * stride + std::int64_t(first_channel + channel) * plane + pixel[half]] +=
             values[half][i % 4];
@@ -203,8 +201,9 @@ struct StandardiseBody {
   __device__ void operator()(std::int64_t index) const {
     const std::int64_t i = index % n;
     const float x = in[index];
-    out[index] = backward ? (to_image ? x / spread[i] : x * spread[i])
-                          : (to_image ? x * spread[i] + location[i] : (x - location[i]) / spread[i]);
+    out[index] = backward
+                     ? (to_image ? x / spread[i] : x * spread[i])
+                     : (to_image ? x * spread[i] + location[i] : (x - location[i]) / spread[i]);
   }
 };
 
@@ -256,8 +255,12 @@ class Walk {
   int coupling_count() const { return int(flow_.couplings.size()); }
 
   void standardise(const float* in, float* out, bool to_image) {
-    const StandardiseBody body{in,      floats(flow_.device_location), floats(flow_.device_spread),
-                               out,     flow_.n,                       to_image,
+    const StandardiseBody body{in,
+                               floats(flow_.device_location),
+                               floats(flow_.device_spread),
+                               out,
+                               flow_.n,
+                               to_image,
                                p_.backward};
     for_each("frozen_flow", body, p_.batch * flow_.n, place_);
   }
@@ -330,8 +333,11 @@ class Walk {
   void to_hidden(const FrozenCoupling& c, const Level& level, const FrozenConv& conv,
                  const Source& source, float* out, bool add, int bit_map) {
     const int plane = level.height * level.width, channels = blocks_of(flow_.hidden) * kBlock;
-    const std::int64_t bits = c.saved_bits + std::int64_t(bit_map) * plane * (channels / kBlock) * 2;
-    const HiddenSink sink{out, plane,       channels, p_.backward, add, floats(conv.device_bias),
+    const std::int64_t bits =
+        c.saved_bits + std::int64_t(bit_map) * plane * (channels / kBlock) * 2;
+    const HiddenSink sink{out,         plane,
+                          channels,    p_.backward,
+                          add,         floats(conv.device_bias),
                           saved(bits), flow_.saved_bytes};
     convolve<kPrecision>("frozen_flow_hidden", PixelRows(level, 0), p_.batch,
                          p_.backward ? conv.device_backward : conv.device_forward, p_.words, source,
@@ -384,8 +390,8 @@ class Walk {
       to_hidden(c, level, c.hidden[2 * i], map(level, a_), h_, true, 2 * i);
     }
     const GradientSink sink{state_, stride_, plane, level.inputs, c.first_half() ? level.gains : 0};
-    convolve<kPrecision>("frozen_flow_first_grad", seen, p_.batch, c.first.device_backward, p_.words,
-                         map(level, h_), sink, place_);
+    convolve<kPrecision>("frozen_flow_first_grad", seen, p_.batch, c.first.device_backward,
+                         p_.words, map(level, h_), sink, place_);
   }
 
   const FrozenFlowParams& p_;

@@ -77,7 +77,7 @@ struct Fragments {
 
 struct FrozenConv {
   PackedWeights forward, backward;  // backward: from the gradient of the outputs to the inputs
-  std::vector<float> bias;          // padded to whole blocks
+  std::vector<float> bias;  // padded to whole blocks
   // CUDA. The outputs of a last layer, and the inputs of its way back, alternate: raw_s, t of each
   // gain.
   Fragments device_forward, device_backward;
@@ -88,8 +88,8 @@ struct FrozenConv {
 struct Level {
   int channels, height, width;  // of the state
   bool checkerboard;
-  int gains, inputs;           // transformed channels; channels that the conditioner sees
-  int tile;                    // 4 or 2: outputs a side of a Winograd tile
+  int gains, inputs;  // transformed channels; channels that the conditioner sees
+  int tile;  // 4 or 2: outputs a side of a Winograd tile
   int tiles_high, tiles_wide;  // tiles of the map
   int padded_high, padded_wide;
   std::vector<int> pixels[3];  // all; of even parity; of odd parity: y W + x
@@ -138,9 +138,9 @@ class FrozenFlow {
   double log_spread;  // sum of log(spread)
   std::vector<Level> levels;
   std::vector<FrozenCoupling> couplings;
-  std::int64_t saved_bytes;   // per image
+  std::int64_t saved_bytes;  // per image
   std::int64_t weight_bytes;  // of the packed weights, both directions
-  std::int64_t workspace;     // CUDA: floats of workspace per image
+  std::int64_t workspace;  // CUDA: floats of workspace per image
   std::vector<std::uint32_t> device_words;  // CUDA: all numbers of the flow, to be copied there
   std::int64_t device_location = 0, device_spread = 0;
 
@@ -156,9 +156,9 @@ class FrozenFlow {
 // Floats of a CUDA workspace: each array holds all images, [B, ...], from B times its offset on.
 struct DeviceWorkspace {
   std::int64_t state, other, a, h, partials;  // offsets per image
-  std::int64_t slots;                         // partial log-determinants of an image
-  std::vector<std::int64_t> first_slot;       // of each coupling
-  std::int64_t image;                         // floats per image in all
+  std::int64_t slots;  // partial log-determinants of an image
+  std::vector<std::int64_t> first_slot;  // of each coupling
+  std::int64_t image;  // floats per image in all
 
   explicit DeviceWorkspace(const FrozenFlow& flow);
 };
@@ -170,11 +170,11 @@ struct FrozenFlowParams {
   const FrozenFlow* flow;
   bool decode, backward;
   std::int64_t batch;
-  const float* in;            // x or z; backward: the gradient to the output
-  const float* grad_logdet;   // backward only, [B]
-  float* out;                 // z or x; backward: the gradient to the input
-  float* logdet;              // forward only, [B]
-  char* saved;                // written forward (or null), read backward
+  const float* in;  // x or z; backward: the gradient to the output
+  const float* grad_logdet;  // backward only, [B]
+  float* out;  // z or x; backward: the gradient to the input
+  float* logdet;  // forward only, [B]
+  char* saved;  // written forward (or null), read backward
   // CUDA: device_words on the device, and [B, workspace] floats.
   const std::uint32_t* words;
   float* workspace;

@@ -32,7 +32,8 @@ class Barrier {
     for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
       if (spins > 4000) std::this_thread::yield();
 #if defined(__x86_64__)
-      else _mm_pause();
+      else
+        _mm_pause();
 #endif
     }
   }
@@ -45,8 +46,8 @@ class Barrier {
 // Where things lie in a group's workspace; all offsets in floats.
 struct Workspace {
   int64_t state, other, seen, a, h, logdet, partials, image;  // of an image, and its whole size
-  int64_t thread;                                             // scratch of a thread
-  int64_t winograd, rows;                                     // in that scratch
+  int64_t thread;  // scratch of a thread
+  int64_t winograd, rows;  // in that scratch
 
   explicit Workspace(const FrozenFlow& flow) {
     int64_t seen_size = 0, map = 0, runs = 0, outputs = blocks_of(flow.hidden);
@@ -76,7 +77,12 @@ class Worker {
  public:
   Worker(const FrozenFlowParams& p, const Workspace& space, float* memory, Barrier& barrier,
          int thread, int threads)
-      : p_(p), flow_(*p.flow), space_(space), memory_(memory), barrier_(barrier), thread_(thread),
+      : p_(p),
+        flow_(*p.flow),
+        space_(space),
+        memory_(memory),
+        barrier_(barrier),
+        thread_(thread),
         threads_(threads) {}
 
   void run(int64_t first, int64_t images) {
@@ -116,8 +122,8 @@ class Worker {
       const float* in = p_.in + (first_ + b) * flow_.n;
       float* state = at(b, space_.state);
       for (int64_t i = 0; i < flow_.n; ++i)
-        state[i] = p_.backward ? in[i] * flow_.spread[i]
-                               : (in[i] - flow_.location[i]) / flow_.spread[i];
+        state[i] =
+            p_.backward ? in[i] * flow_.spread[i] : (in[i] - flow_.location[i]) / flow_.spread[i];
       *at(b, space_.logdet) = p_.backward ? p_.grad_logdet[first_ + b] : -float(flow_.log_spread);
     });
     int64_t left = flow_.n, next = 0;
@@ -161,8 +167,7 @@ class Worker {
         left *= 2;
       }
       enter(level);
-      for (; next >= 0 && flow_.couplings[next].level == l; --next)
-        coupling(flow_.couplings[next]);
+      for (; next >= 0 && flow_.couplings[next].level == l; --next) coupling(flow_.couplings[next]);
       if (!level.checkerboard)
         share(images_, [&](int64_t b) {
           float *state = at(b, space_.state), *other = at(b, space_.other);
@@ -188,7 +193,8 @@ class Worker {
         for (int j = 0; j < 2; ++j)
           for (int y = 0; y < h; ++y)
             for (int x = 0; x < w; ++x) {
-              float& of_plain = plain[(int64_t(c) * level.height + 2 * y + i) * level.width + 2 * x + j];
+              float& of_plain =
+                  plain[(int64_t(c) * level.height + 2 * y + i) * level.width + 2 * x + j];
               float& of_squeezed = squeezed[(int64_t(4 * c + 2 * i + j) * h + y) * w + x];
               forward ? of_squeezed = of_plain : of_plain = of_squeezed;
             }
@@ -215,8 +221,8 @@ class Worker {
   Maps maps(const FrozenCoupling& c, const Level& level, int64_t in, int64_t out, int bit_map) {
     char* bits = saved(0);
     if (bits) {
-      bits += c.saved_bits + int64_t(bit_map) * level.height * level.width *
-                                 blocks_of(flow_.hidden) * 2;
+      bits += c.saved_bits +
+              int64_t(bit_map) * level.height * level.width * blocks_of(flow_.hidden) * 2;
     }
     return {memory_ + in, memory_ + out, space_.image, bits, flow_.saved_bytes};
   }
@@ -269,7 +275,8 @@ class Worker {
 
   void coupling_forward(const FrozenCoupling& c, const Level& level) {
     const int64_t plane = int64_t(level.height) * level.width;
-    const std::vector<int>&seen = level.pixels[c.untouched()], &moved = level.pixels[c.transformed()];
+    const std::vector<int>&seen = level.pixels[c.untouched()],
+          &moved = level.pixels[c.transformed()];
     const int seen_first = c.mask == Mask::kChannelFirst ? level.gains : 0;
     const int moved_first = c.mask == Mask::kChannelSecond ? level.gains : 0;
     share(images_, [&](int64_t b) {
@@ -334,7 +341,8 @@ class Worker {
 
   void coupling_backward(const FrozenCoupling& c, const Level& level) {
     const int64_t plane = int64_t(level.height) * level.width;
-    const std::vector<int>&seen = level.pixels[c.untouched()], &moved = level.pixels[c.transformed()];
+    const std::vector<int>&seen = level.pixels[c.untouched()],
+          &moved = level.pixels[c.transformed()];
     const int seen_first = c.mask == Mask::kChannelFirst ? level.gains : 0;
     const int moved_first = c.mask == Mask::kChannelSecond ? level.gains : 0;
     const int64_t values = moved.size();

@@ -23,10 +23,11 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class FrozenFlow:
     """The map of a RealNVP with its weights packed for the compiled engine; made by ``freeze``.
 
-    Encode and decode are one call each, and so are their vector-Jacobian products. For the backward
-    pass an image keeps ``saved_bytes``: one bit per hidden activation and two numbers per transformed
-    element; eager torch keeps every activation. Gradients reach x and z, once (no second derivatives),
-    and no weights. A frozen flow is immutable and any number of threads may use it.
+    Encode and decode are one call each, and so are their vector-Jacobian products. For the
+    backward pass an image keeps ``saved_bytes``: one bit per hidden activation and two numbers per
+    transformed element; eager torch keeps every activation. Gradients reach x and z, once (no
+    second derivatives), and no weights. A frozen flow is immutable and any number of threads may
+    use it.
 
     The state of the couplings and the log-determinants are float32 in every precision:
 
@@ -41,8 +42,8 @@ class FrozenFlow:
         precision, device: what it was frozen for.
         compiled: whether the compiled engine runs it; else plain torch with folded weights.
         weight_bytes: size of the packed weights.
-        saved_bytes, work_bytes: kept for the backward pass, and used during a call on a CUDA device,
-            per image; zero where plain torch runs it.
+        saved_bytes, work_bytes: per image, kept for the backward pass, and used during a call on
+            a CUDA device; zero where plain torch runs it.
     """
 
     def __init__(self, flow: RealNVP, precision: str = "fp32", device=None):
@@ -69,8 +70,8 @@ class FrozenFlow:
 
     def _pack(self, flow: RealNVP) -> None:
         on_device = _backend.place(torch.empty(0, device=self.device))[0] >= 0
-        require(on_device or self.precision != "bf16" or _backend._C.cpu_bf16(), "freeze", "precision",
-                "'fp32' (this CPU has no bf16 products)", "'bf16'")  # fmt: skip
+        able = on_device or self.precision != "bf16" or _backend._C.cpu_bf16()
+        require(able, "freeze", "precision", "'fp32' (this CPU has no bf16 products)", "'bf16'")
         kept = []  # alive until the engine has read them
 
         def arg(tensor: Tensor) -> tuple[int, int, int]:

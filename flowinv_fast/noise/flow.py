@@ -74,6 +74,12 @@ class PlacedFlow:
         self.patch = tuple(flow.shape[1:])
         self._kept: tuple[tuple, Tensor] | None = None
 
+    def images(self, part: slice, shape: tuple[int, ...]) -> PlacedFlow:
+        """The law of some images of a batch of measurements of this shape."""
+        if self.places.dim() == 2:
+            return self
+        return PlacedFlow(self.flow, self.places[part], self.std, self.scale)
+
     def _places(self, batch: int, device: torch.device) -> Tensor:
         places = self.places.to(device)
         return places.expand(batch, -1, 3) if places.dim() == 2 else places

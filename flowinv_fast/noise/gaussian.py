@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ def draw_seed(generator: torch.Generator | None) -> int:
 def as_like(value: float | Tensor, like: Tensor) -> Tensor:
     """A number or tensor with the device and dtype of another tensor."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def cut(value: float | Tensor, part: slice, shape: tuple[int, ...]) -> float | Tensor:
+    """A parameter with a row per image of measurements of this shape, cut to some images."""
+    rows = isinstance(value, Tensor) and value.dim() == len(shape) and value.shape[0] == shape[0]
+    return value[part] if rows else value
 
 
 def check_positive(function: str, argument: str, value: float | Tensor) -> None:
@@ -42,6 +50,12 @@ class Gaussian:
     def __init__(self, std: float | Tensor, mean: float | Tensor = 0.0):
         check_positive("Gaussian", "std", std)
         self.std, self.mean = std, mean
+
+    def images(self, part: slice, shape: tuple[int, ...]) -> Gaussian:
+        """The law of some images of a batch of measurements of this shape."""
+        own = copy.copy(self)
+        own.std, own.mean = cut(self.std, part, shape), cut(self.mean, part, shape)
+        return own
 
     def std_like(self, residual: Tensor) -> Tensor:
         """Standard deviations, broadcastable to a residual (B, ...)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import require
-from .gaussian import Gaussian, check_positive
+from .gaussian import Gaussian, check_positive, cut
 
 
 class _Patterned(Gaussian):
@@ -27,6 +28,13 @@ class _Patterned(Gaussian):
         self.level, self.mean = level, mean
         self.rate, self.floor, self.ceiling = rate, floor, ceiling
         self._kept: tuple[tuple, Tensor] | None = None
+
+    def images(self, part: slice, shape: tuple[int, ...]) -> _Patterned:
+        """The law of some images of a batch of measurements of this shape."""
+        own = copy.copy(self)
+        own._kept = None
+        own.level, own.mean = cut(self.level, part, shape[:1]), cut(self.mean, part, shape)
+        return own
 
     def std_like(self, residual: Tensor) -> Tensor:
         """Standard deviations (1 or B, ...) for a residual (B, C, H, W), or (B, m): m rows."""

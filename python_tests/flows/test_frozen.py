@@ -1,4 +1,4 @@
-"""The frozen engine against the float64 flow: value, log-determinant, gradient; and its promises."""
+"""The frozen engine against the float64 flow, in value, log-determinant and gradient."""
 
 from __future__ import annotations
 
