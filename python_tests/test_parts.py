@@ -25,11 +25,10 @@ def measurements(batch: int = 5) -> torch.Tensor:
     return torch.randn(batch, *SHAPE)
 
 
-@pytest.mark.parametrize("name", ["mnist-28", "fashion-28"])
-def test_default_precision_solves_as_well_as_the_float32_reference(name, monkeypatch):
+def test_default_precision_solves_as_well_as_the_float32_reference(monkeypatch):
     """PSNR within 0.05 dB and losses within 1e-3 of the solve on the unfrozen flow."""
-    prior = ff.load_flow(name)
-    x = sample_images(name, 4)
+    prior = ff.load_flow("fashion-28")
+    x = sample_images("fashion-28", 4)
     law = noise.Gaussian(0.2)
     y = ff.measure(x, operators.Identity(), law)
     frozen = ff.reconstruct(y, operators.Identity(), prior, law, steps=60, **QUIET)
