@@ -214,7 +214,8 @@ def rows(shape: tuple[int, int, int], batch: int, device: str):
         logdet.clone(),
     ]
     active = torch.ones(batch, dtype=torch.bool, device=device)
-    ours_adam = lambda *s: ops.adam_step_(*s, active, 10, 1e-6)
+    rates = ops.adam_rates(torch.full((10,), 1e-6, device=device))[9]
+    ours_adam = lambda *s: ops.adam_step_(*s, active, rates)
     yield (
         "Adam step + best iterate",
         7 * n,

@@ -123,10 +123,11 @@ def test_adam_step_on_the_cuda_kernel(on_shim):
     x, state = torch.randn(3, 700), [torch.randn(3, 700), torch.rand(3, 700), torch.randn(3, 700)]
     grad, loss = torch.randn(3, 700), torch.tensor([1.0, float("nan"), 2.0])
     best_loss, active = torch.tensor([2.0, 2.0, 3.0]), torch.tensor([True, True, False])
+    rates = ops.adam_rates(torch.full((3,), 0.1))[2]
     ours = [t.clone() for t in (x, *state, best_loss)]
     twin = [t.clone() for t in (x, *state, best_loss)]
-    ops.adam_step_(ours[0], grad, *ours[1:4], loss, ours[4], active, 3, 0.1)
-    reference.adam_step(twin[0], grad, *twin[1:4], loss, twin[4], active, 3, 0.1, 0.9, 0.999, 1e-8)
+    ops.adam_step_(ours[0], grad, *ours[1:4], loss, ours[4], active, rates)
+    reference.adam_step(twin[0], grad, *twin[1:4], loss, twin[4], active, rates, 0.9, 0.999, 1e-8)
     for a, b in zip(ours, twin, strict=True):
         torch.testing.assert_close(a, b)
     assert torch.equal(ours[0][1:], x[1:])

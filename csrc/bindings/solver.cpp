@@ -1,16 +1,13 @@
 #include "bindings/tensor_arg.h"
 #include "solver/adam.h"
 
-#include <cmath>
-
 namespace flowinv {
 
 void register_solver(py::module_& m) {
   using T = TensorArg::Tuple;
   m.def("adam_step", [](std::int64_t batch, std::int64_t n, const T& x_t, const T& grad_t,
                         const T& avg_t, const T& avg_sq_t, const T& best_t, const T& loss_t,
-                        const T& best_loss_t, const T& active_t, std::int64_t step, double lr,
-                        double beta1, double beta2, double eps, const PlaceTuple& place) {
+                        const T& best_loss_t, const T& active_t, const T& rates, double beta1, double beta2, double eps, const PlaceTuple& place) {
     const TensorArg x("x", x_t), grad("grad", grad_t), avg("exp_avg", avg_t);
     const TensorArg avg_sq("exp_avg_sq", avg_sq_t), best("best", best_t), loss("loss", loss_t);
     const TensorArg best_loss("best_loss", best_loss_t), active("active", active_t);
@@ -27,8 +24,7 @@ void register_solver(py::module_& m) {
                  loss.get(acc, batch),
                  best_loss.get(acc, batch),
                  static_cast<const bool*>(active.get(DType::kBool, batch)),
-                 lr / (1 - std::pow(beta1, double(step))),
-                 1 / std::sqrt(1 - std::pow(beta2, double(step))),
+                 static_cast<const double*>(TensorArg("rates", rates).get(DType::kFloat64, 2)),
                  beta1,
                  beta2,
                  eps};

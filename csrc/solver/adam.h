@@ -2,9 +2,10 @@
 //
 //     best  <- x where loss < best_loss                       (then best_loss <- loss)
 //     m     <- m + (1 - beta1) (g - m),  v <- v + (1 - beta2) (g^2 - v)
-//     x     <- x - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+//     x     <- x - rates[0] m / (sqrt(v) rates[1] + eps)
 //
-// x, grad, m, v, best: [B, N]; loss, best_loss: [B] accumulate type; active: [B] bool. An image that
+// with rates = lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), read where x is: a CUDA graph replays a step
+// with other rates. x, grad, m, v, best: [B, N]; loss, best_loss: [B] accumulate type; active: [B] bool. An image that
 // is inactive, or whose loss is not finite, is left untouched.
 #pragma once
 
@@ -26,8 +27,7 @@ struct AdamParams {
   const void* loss;
   void* best_loss;
   const bool* active;
-  double step_size;  // lr / (1 - beta1^t)
-  double correction;  // 1 / sqrt(1 - beta2^t)
+  const double* rates;
   double beta1, beta2, eps;
 };
 
@@ -37,8 +37,8 @@ struct Adam {
   A step_size, correction, rate1, rate2, eps;
 
   FI_HD explicit Adam(const AdamParams& p)
-      : step_size(A(p.step_size)),
-        correction(A(p.correction)),
+      : step_size(A(p.rates[0])),
+        correction(A(p.rates[1])),
         rate1(A(1 - p.beta1)),
         rate2(A(1 - p.beta2)),
         eps(A(p.eps)) {}

@@ -81,7 +81,9 @@ class PlacedFlow:
         return PlacedFlow(self.flow, self.places[part], self.std, self.scale)
 
     def _places(self, batch: int, device: torch.device) -> Tensor:
-        places = self.places.to(device)
+        if self.places.device != torch.device(device):
+            self.places = self.places.to(device)
+        places = self.places
         return places.expand(batch, -1, 3) if places.dim() == 2 else places
 
     def _uncovered(self, residual: Tensor) -> Tensor:

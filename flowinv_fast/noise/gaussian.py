@@ -19,7 +19,10 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
 def as_like(value: float | Tensor, like: Tensor) -> Tensor:
     """A number or tensor with the device and dtype of another tensor."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if isinstance(value, Tensor):
+        return value.to(like)
+    # Filled where it lives: nothing is copied from the host, so a CUDA graph can hold it.
+    return torch.full((), float(value), dtype=like.dtype, device=like.device)
 
 
 def cut(value: float | Tensor, part: slice, shape: tuple[int, ...]) -> float | Tensor:

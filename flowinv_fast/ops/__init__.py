@@ -18,7 +18,7 @@ from .density import (
 )
 from .layout import factor_in, factor_out, squeeze, unsqueeze
 from .noise import digit_overlay, gaussian_noise, random_bits, sigma_map, structured_noise
-from .optim import adam_step_
+from .optim import adam_rates, adam_step_
 from .preprocess import dequantise, logit_decode, logit_encode
 from .quantise import quantise_ste, sign_ste
 from .reference import MASKS, SIGMA_KINDS
@@ -26,6 +26,7 @@ from .reference import MASKS, SIGMA_KINDS
 __all__ = [
     "MASKS",
     "SIGMA_KINDS",
+    "adam_rates",
     "adam_step_",
     "affine_coupling_decode",
     "affine_coupling_decode_",

@@ -241,7 +241,9 @@ def _check_places(function, batch, places, size, shape, device):
     channels, height, width = shape
     fits = len(size) == 2 and 1 <= size[0] <= height and 1 <= size[1] <= width
     require(fits, function, "size", f"a patch (h, w) within {height} x {width}", tuple(size))
-    if places.numel() > 0 and not torch.compiler.is_compiling():
+    # Reading them waits for the device, which a graph cannot hold; its trial runs were checked.
+    unread = places.is_cuda and torch.cuda.is_current_stream_capturing()
+    if places.numel() > 0 and not torch.compiler.is_compiling() and not unread:
         last = torch.tensor([channels - 1, height - size[0], width - size[1]], device=device)
         inside = bool(((places >= 0) & (places <= last)).all())
         require(inside, function, "places", f"(channel, row, column) in 0 .. {last.tolist()}",

@@ -11,31 +11,47 @@ from . import reference
 from ._register import check_float, check_like, register
 
 
-def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, lr, beta1, beta2, eps):
+def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates, beta1, beta2, eps):
     if not _backend.native(x):
-        reference.adam_step(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, lr,
+        reference.adam_step(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates,
                             beta1, beta2, eps)  # fmt: skip
         return
     grad, loss, active = grad.contiguous(), loss.contiguous(), active.contiguous()
     _backend._C.adam_step(
         x.shape[0], x[:1].numel(),
-        *map(_backend.arg, (x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active)),
-        step, lr, beta1, beta2, eps, _backend.place(x),
+        *map(_backend.arg, (x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates)),
+        beta1, beta2, eps, _backend.place(x),
     )  # fmt: skip
 
 
 _adam_op = register(
     "adam_step_(Tensor(a!) x, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
-    "Tensor(d!) best, Tensor loss, Tensor(e!) best_loss, Tensor active, int step, float lr, "
+    "Tensor(d!) best, Tensor loss, Tensor(e!) best_loss, Tensor active, Tensor rates, "
     "float beta1, float beta2, float eps) -> ()",
     _adam, lambda *arguments: None,
 )  # fmt: skip
 
 
+def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
+    """What Adam multiplies by at its steps: (T, 2) float64 on the device of ``lr``.
+
+    Row t - 1 holds lr_t / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), both bias corrections included.
+
+    Args:
+        lr: step sizes (T,), positive or zero.
+    Raises:
+        ArgumentError: lr of another shape, or negative.
+    """
+    good = lr.dim() == 1 and bool((lr >= 0).all())
+    require(good, "adam_rates", "lr", "step sizes (T,), not negative", tuple(lr.shape))
+    t = torch.arange(1, len(lr) + 1, dtype=torch.float64, device=lr.device)
+    return torch.stack([lr.double() / (1 - beta1**t), (1 - beta2**t).rsqrt()], 1)
+
+
 def adam_step_(
     x: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, best: Tensor, loss: Tensor,
-    best_loss: Tensor, active: Tensor, step: int, lr: float, beta1: float = 0.9,
-    beta2: float = 0.999, eps: float = 1e-8,
+    best_loss: Tensor, active: Tensor, rates: Tensor, beta1: float = 0.9, beta2: float = 0.999,
+    eps: float = 1e-8,
 ) -> None:  # fmt: skip
     """One Adam step (Kingma and Ba, 2015) per image in place, keeping the best iterate so far.
 
@@ -48,8 +64,7 @@ def adam_step_(
         loss: loss at x (B,), float32 (float64 for float64).
         best_loss: like loss, changed.
         active: (B,) bool.
-        step: 1 for the first step.
-        lr: step size, positive.
+        rates: (2,) float64, a row of ``adam_rates`` made with the same betas.
     Raises:
         ArgumentError: an argument that does not fit.
     """
@@ -76,8 +91,8 @@ def adam_step_(
     }
     for argument, tensor in written.items():
         require(tensor.is_contiguous(), name, argument, "a contiguous tensor", "strided")
-    require(isinstance(step, int) and step >= 1, name, "step", "an integer of at least 1", step)
-    require(lr > 0, name, "lr", "a positive number", lr)
+    check_like(name, "rates", rates, x, (2,), torch.float64)
+    require(rates.is_contiguous(), name, "rates", "a contiguous tensor", "strided")
     with torch.no_grad():
-        _adam_op(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, float(lr),
+        _adam_op(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates,
                  beta1, beta2, eps)  # fmt: skip

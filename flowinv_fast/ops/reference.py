@@ -460,8 +460,7 @@ def adam_step(
     loss: Tensor,  # [B], loss at x
     best_loss: Tensor,  # [B], changed in place
     active: Tensor,  # [B] bool
-    step: int,  # 1, 2, ...
-    lr: float,
+    rates: Tensor,  # [2] float64: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
     beta1: float,
     beta2: float,
     eps: float,
@@ -476,7 +475,7 @@ def adam_step(
     best.copy_(torch.where(better[:, None], x, best))
     new_avg = exp_avg + (1 - beta1) * (grad - exp_avg)
     new_avg_sq = exp_avg_sq + (1 - beta2) * (grad * grad - exp_avg_sq)
-    denominator = torch.sqrt(new_avg_sq) / math.sqrt(1 - beta2**step) + eps
-    new_x = x - lr / (1 - beta1**step) * new_avg / denominator
+    step_size, correction = rates.to(x.dtype)
+    new_x = x - step_size * new_avg / (torch.sqrt(new_avg_sq) * correction + eps)
     for old, new in ((exp_avg, new_avg), (exp_avg_sq, new_avg_sq), (x, new_x)):
         old.copy_(torch.where(move[:, None], new, old))

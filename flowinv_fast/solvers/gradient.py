@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 from .. import ops
 from ..objectives import Evaluate, Terms
+from .graph import capture
+
+_LOOK = 25  # steps queued on a GPU before the host looks, which waits for them
 
 
 class Status(enum.Enum):
@@ -78,72 +81,110 @@ def minimise(
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
-    x = start.detach().clone(memory_format=torch.contiguous_format)
-    batch, acc = x.shape[0], ops.reference.accumulate_dtype(x.dtype)
-    zeros = lambda: torch.zeros_like(x)
-    exp_avg, exp_avg_sq, best = zeros(), zeros(), x.clone()
-    best_loss = x.new_full((batch,), math.inf, dtype=acc)
-    active = (
-        torch.ones(batch, dtype=torch.bool, device=x.device) if active is None else active.clone()
-    )
-    non_finite = torch.zeros_like(active)
-    taken = torch.zeros(batch, dtype=torch.long, device=x.device)
     first_exact = math.ceil((1 - exact) * steps) if anneal else 0
-    shown = torch.full_like(best_loss, math.inf)
-    history: list[Tensor] = []
-    marks: list[Tensor] = []  # best loss after each exact step
-    interrupted = False
+    state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
+    interrupted, step = False, 0
     try:
-        for step in range(steps):
-            if not active.any():
+        for step in range(first_exact):
+            if not state.active.any():
                 break
-            if anneal:
-                anneal(min(1.0, step / max(1, first_exact)))
-            if step < first_exact:
-                best_loss.fill_(-math.inf)  # nothing is best yet
-            elif step == first_exact:
-                best_loss.fill_(math.inf)
-            loss, grad = _value_and_gradient(evaluate, x)
-            finite = torch.isfinite(loss)
-            non_finite |= active & ~finite
-            active &= finite
-            taken += active
-            rate = lr * (
-                0.5 * (1 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1
-            )
-            ops.adam_step_(
-                x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step + 1, rate
-            )
-            shown = torch.where(active, loss, shown)
-            history.append(shown)
-            if callback:
-                callback(step, shown, x)
-            if bar is not None:
-                bar.update()
-            if step >= first_exact:
-                marks.append(best_loss.clone())
-                if tol > 0 and len(marks) > patience:
-                    gained = marks[-1 - patience] - best_loss
-                    active &= gained > tol * (1 + best_loss.abs())
+            anneal(step / first_exact)
+            state.best_loss.fill_(-math.inf)  # nothing is best yet
+            state.advance()
+            _report(state, step, callback, bar)
+        if anneal:
+            anneal(1.0)
+        state.begin_exact(first_exact)
+        advance, look = state.advance, 1
+        if start.is_cuda and steps - first_exact >= _LOOK:
+            advance, look = capture(state.advance, state.tensors()), _LOOK
+        for step in range(first_exact, steps):
+            if step % look == 0 and not state.active.any():
+                break
+            advance()
+            _report(state, step, callback, bar)
     except KeyboardInterrupt:
         interrupted = True
     if anneal:
         anneal(1.0)
-    # The last update's result was never scored; a solve cut short in its continuation has no best.
-    with torch.no_grad():
-        last = evaluate(x)
-        better = active & (last.loss < best_loss) | (best_loss == -math.inf)
-        best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x, best)
-        terms = Terms(*(t.detach() for t in evaluate(best)))
-    failed = ~torch.isfinite(terms.loss)
-    reason = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
-    status = [
-        Status.FAILED if failed[i] else Status.NON_FINITE if non_finite[i]
-        else reason if active[i] else Status.CONVERGED
-        for i in range(batch)
-    ]  # fmt: skip
-    rows = torch.stack(history) if history else x.new_zeros(0, batch, dtype=acc)
-    return Solution(best, terms, rows, status, taken)
+    return state.solution(interrupted)
+
+
+class _Adam:
+    """Everything a solve changes, on its device, so that a step needs nothing from the host."""
+
+    def __init__(self, evaluate, start, steps, lr, schedule, tol, patience, active):
+        self.evaluate, self.tol, self.patience = evaluate, tol, patience
+        x = start.detach().clone(memory_format=torch.contiguous_format)
+        batch, acc, device = x.shape[0], ops.reference.accumulate_dtype(x.dtype), x.device
+        self.x, self.best = x, x.clone()
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
+        everyone = torch.ones(batch, dtype=torch.bool, device=device)
+        self.active = everyone if active is None else active.clone()
+        self.non_finite = torch.zeros_like(everyone)
+        self.taken = torch.zeros(batch, dtype=torch.long, device=device)
+        self.best_loss = x.new_full((batch,), math.inf, dtype=acc)
+        self.shown = torch.full_like(self.best_loss, math.inf)  # of an image that stopped: its last
+        self.history = self.best_loss.new_zeros(steps, batch)
+        self.marks = self.history.clone() if tol > 0 else None  # best loss after each exact step
+        t = torch.arange(steps, dtype=torch.float64, device=device) / max(1, steps)
+        cosine = 0.5 * (1 + torch.cos(math.pi * t))
+        self.rates = ops.adam_rates(lr * (cosine if schedule == "cosine" else torch.ones_like(t)))
+        self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps so far
+        self.first_exact = self.done.clone()
+
+    def tensors(self) -> list[Tensor]:
+        """All that ``advance`` changes."""
+        return [v for v in vars(self).values() if isinstance(v, Tensor)]
+
+    def begin_exact(self, step: int) -> None:
+        self.first_exact.fill_(step)
+        self.best_loss.fill_(math.inf)
+
+    def advance(self) -> None:
+        """One step. In place and without a read by the host: a CUDA graph can hold it."""
+        loss, grad = _value_and_gradient(self.evaluate, self.x)
+        finite = torch.isfinite(loss)
+        self.non_finite |= self.active & ~finite
+        self.active &= finite
+        self.taken += self.active
+        ops.adam_step_(
+            self.x, grad, self.exp_avg, self.exp_avg_sq, self.best, loss, self.best_loss,
+            self.active, self.rates.index_select(0, self.done)[0],
+        )  # fmt: skip
+        self.shown.copy_(torch.where(self.active, loss, self.shown))
+        self.history.index_copy_(0, self.done, self.shown[None])
+        if self.marks is not None:
+            self.marks.index_copy_(0, self.done, self.best_loss[None])
+            before = (self.done - self.patience).clamp_min(0)
+            gained = self.marks.index_select(0, before)[0] - self.best_loss
+            stuck = gained <= self.tol * (1 + self.best_loss.abs())
+            self.active &= ~(stuck & (self.done - self.patience >= self.first_exact))
+        self.done += 1
+
+    def solution(self, interrupted: bool) -> Solution:
+        # The last update's result was never scored; a solve cut short before its exact steps has
+        # no best.
+        with torch.no_grad():
+            last = self.evaluate(self.x)
+            better = self.active & (last.loss < self.best_loss) | (self.best_loss == -math.inf)
+            best = torch.where(better.view(-1, *[1] * (self.x.dim() - 1)), self.x, self.best)
+            terms = Terms(*(t.detach() for t in self.evaluate(best)))
+        failed, active = (~torch.isfinite(terms.loss)).tolist(), self.active.tolist()
+        reason = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        status = [
+            Status.FAILED if failed[i] else Status.NON_FINITE if broken
+            else reason if active[i] else Status.CONVERGED
+            for i, broken in enumerate(self.non_finite.tolist())
+        ]  # fmt: skip
+        return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
+
+
+def _report(state: _Adam, step: int, callback, bar: tqdm | None) -> None:
+    if callback:
+        callback(step, state.shown, state.x)
+    if bar is not None:
+        bar.update()
 
 
 def _value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,8 @@ def test_adam_equals_torchs(dtype):
     best_loss = torch.full((4,), math.inf, dtype=dtype)
     active = torch.tensor([True, True, False, True])
     start, lowest = x.clone(), {}
-    for step in range(1, 8):
+    rates = ops.adam_rates(torch.full((7,), 0.05))
+    for step in range(7):
         grad = torch.randn_like(x)
         loss = torch.randn(4, dtype=dtype)
         loss[3] = math.nan
@@ -64,7 +65,7 @@ def test_adam_equals_torchs(dtype):
                 lowest[i] = (loss[i].item(), x[i].clone())
         twin.grad = grad.clone()
         optimiser.step()
-        ops.adam_step_(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, step, 0.05)
+        ops.adam_step_(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates[step])
     torch.testing.assert_close(x[:2], twin.detach()[:2])
     assert torch.equal(x[2:], start[2:]) and (best_loss[2:] == math.inf).all()
     for i in range(2):
@@ -74,7 +75,7 @@ def test_adam_equals_torchs(dtype):
 def test_adam_on_an_empty_batch():
     empty, loss = torch.zeros(0, 3), torch.zeros(0)
     ops.adam_step_(empty, empty.clone(), empty.clone(), empty.clone(), empty.clone(), loss,
-                   loss.clone(), torch.zeros(0, dtype=torch.bool), 1, 0.1)  # fmt: skip
+                   loss.clone(), torch.zeros(0) > 0, torch.ones(2).double())  # fmt: skip
 
 
 def test_factor_out_and_in():
@@ -142,11 +143,12 @@ BAD = {
     "bank": ("bank", lambda: ops.digit_overlay(torch.zeros(2, 5, 5), (1, 1, 4, 4), 1, 0)),
     "count": ("count", lambda: ops.digit_overlay(torch.zeros(2, 2, 2), (1, 1, 4, 4), -1, 0)),
     "bits": ("bits", lambda: ops.quantise_ste(IMAGE, 0, -1.0, 1.0)),
-    "step": ("step", lambda: ops.adam_step_(*[IMAGE.clone() for _ in range(5)], torch.zeros(2),
-                                            torch.zeros(2), torch.ones(2) > 0, 0, 0.1)),
+    "rates": ("rates", lambda: ops.adam_step_(*[IMAGE.clone() for _ in range(5)], torch.zeros(2),
+                                              torch.zeros(2), torch.ones(2) > 0, torch.ones(2))),
+    "lr": ("lr", lambda: ops.adam_rates(torch.tensor([0.1, -0.1]))),
     "best": ("best", lambda: ops.adam_step_(*[IMAGE.clone() for _ in range(4)], IMAGE.mT,
                                             torch.zeros(2), torch.zeros(2), torch.ones(2) > 0,
-                                            1, 0.1)),
+                                            torch.ones(2).double())),
 }  # fmt: skip
 
 
@@ -189,7 +191,7 @@ def test_adam_keeps_the_rules_of_torch_library():
     images, values = [torch.rand(3, 2, 5) for _ in range(5)], [torch.rand(3) for _ in range(2)]
     active = torch.tensor([True, False, True])
     op = torch.ops.flowinv_fast.adam_step_.default
-    torch.library.opcheck(op, (*images, *values, active, 2, 0.1, 0.9, 0.999, 1e-8))
+    torch.library.opcheck(op, (*images, *values, active, torch.rand(2).double(), 0.9, 0.999, 1e-8))
 
 
 @pytest.mark.parametrize("bits", [1, 3])
