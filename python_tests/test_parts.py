@@ -9,7 +9,7 @@ import torch
 from flows.test_frozen import needs_bf16, random_flow
 
 import flowinv_fast as ff
-from flowinv_fast import Status, _memory, _reconstruct, noise, operators
+from flowinv_fast import Status, _backend, _memory, _reconstruct, noise, operators
 from flowinv_fast.data import sample_images
 
 SHAPE = (1, 8, 8)
@@ -59,6 +59,17 @@ def test_a_frozen_prior_is_taken_as_it_is(flow):
         y, operators.Identity(), flow.freeze(), noise.Gaussian(0.3), steps=20, **QUIET
     )
     assert torch.equal(got.x, want.x)
+
+
+@pytest.mark.parametrize("method", ["map_latent", "map_image"])
+def test_plain_torch_back_end_solves_alike(flow, method, monkeypatch):
+    y = measurements()
+    solve = lambda: ff.reconstruct(
+        y, operators.Identity(), flow, noise.Gaussian(0.3), method=method, steps=8, **QUIET
+    )
+    want = solve()
+    monkeypatch.setattr(_backend, "choice", "torch")
+    torch.testing.assert_close(solve().loss, want.loss, rtol=1e-3, atol=0.1)
 
 
 def test_flow_noise_runs_frozen_and_alike(flow, monkeypatch):

@@ -13,8 +13,8 @@ from ._register import check_float, check_like, register
 
 def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates, beta1, beta2, eps):
     if not _backend.native(x):
-        reference.adam_step(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates,
-                            beta1, beta2, eps)  # fmt: skip
+        flat = (t.reshape(t.shape[0], -1) for t in (x, grad, exp_avg, exp_avg_sq, best))
+        reference.adam_step(*flat, loss, best_loss, active, rates, beta1, beta2, eps)
         return
     grad, loss, active = grad.contiguous(), loss.contiguous(), active.contiguous()
     _backend._C.adam_step(

@@ -1,0 +1,154 @@
+"""One MAP step, ours against other ways to write it: decode, noise and prior terms, gradient, Adam.
+
+    python bench/map_step.py [--device cpu|cuda] [--threads N] [--models M C Mp Cp]
+                             [--batches 1 16 128] [--contenders ...] [--rounds N]
+
+All contenders of a row take turns in one process. The problem is denoising, y = x + Gaussian
+noise, with the exact log-determinant. On a CPU only ratios are kept. Compiling and capturing are
+timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+import warnings
+
+import torch
+from harness import conditions, time_together, write
+from peers import COUPLINGS, MODELS, Peer, random_flow
+from torch import Tensor
+
+from flowinv_fast import noise, objectives, operators
+from flowinv_fast.solvers.gradient import _Adam
+from flowinv_fast.solvers.graph import capture
+
+STD = 0.1
+OURS = ("ours", "ours tf32", "ours bf16")
+
+
+def eager_loss(decode, y: Tensor, z: Tensor) -> Tensor:
+    """-log N(y - x; 0, STD^2) - log p(x), summed: what a careful user writes."""
+    x, logdet = decode(z)
+    size, half_log = z.shape[1], 0.5 * math.log(2 * math.pi)
+    log_noise = -0.5 * ((y - x) / STD).square().sum((1, 2, 3)) - size * (math.log(STD) + half_log)
+    log_prior = -0.5 * z.square().sum(1) - size * half_log - logdet
+    return -(log_noise + log_prior).sum()
+
+
+def eager_step(decode, y: Tensor, compiled: bool = False):
+    """A step with torch.optim.Adam on the loss, which torch.compile may have."""
+    z = torch.zeros(len(y), y[0].numel(), device=y.device, requires_grad=True)
+    optimiser = torch.optim.Adam([z], lr=1e-3, capturable=y.is_cuda)
+    loss = lambda y, z: eager_loss(decode, y, z)
+    if compiled:
+        torch._dynamo.reset()
+        loss = torch.compile(loss, dynamic=False)
+
+    def step() -> None:
+        (z.grad,) = torch.autograd.grad(loss(y, z), z)
+        optimiser.step()
+
+    return step, [z, *(t for s in optimiser.state.values() for t in s.values())]
+
+
+def our_step(prior, y: Tensor):
+    evaluate = objectives.map_latent(y, operators.Identity(), prior, noise.Gaussian(STD), 1.0)
+    start = torch.zeros(len(y), y[0].numel(), device=y.device)
+    state = _Adam(evaluate, start, 1, 1e-3, "constant", 0.0, 50, None)
+
+    def step() -> None:
+        state.done.zero_()
+        state.advance()
+
+    return step, state.tensors()
+
+
+def contenders_of(names, flow, y: Tensor, rows: dict) -> dict:
+    """name to step; what cannot be had here is left out and said."""
+    on_gpu = y.is_cuda
+    made = {}
+    for name in names:
+        started = time.perf_counter()
+        try:
+            if name in OURS:
+                precision = name.removeprefix("ours").strip() or "fp32"
+                step, changed = our_step(flow.freeze(precision), y)
+                if on_gpu:
+                    step = capture(step, changed)
+            elif name in ("compiled", "graph"):
+                peer = Peer(flow, "folded eager")
+                step, _ = eager_step(peer.decode, y, compiled=name == "compiled")
+                if name == "graph":
+                    if not on_gpu:
+                        continue
+                    step()
+                    step = capture(step, [])
+            else:
+                step, _ = eager_step(Peer(flow, name).decode, y)
+            step()
+        except Exception as error:  # another library's limits are a finding, not an end
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            warnings.warn(f"{name}: {reason[0]}", stacklevel=1)
+            continue
+        if on_gpu:
+            torch.cuda.synchronize()
+        rows[name] = round(time.perf_counter() - started, 2)
+        made[name] = step
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*OURS, *COUPLINGS, "compiled", "graph"]
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["M", "C"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--contenders", nargs="+", choices=known, default=known)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", help="folder of the JSON; default bench/results")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    rows = []
+    for model in arguments.models:
+        for batch in arguments.batches:
+            flow = random_flow(MODELS[model], arguments.device)
+            y = torch.rand(batch, *flow.shape, device=arguments.device)
+            started: dict[str, float] = {}
+            made = contenders_of(arguments.contenders, flow, y, started)
+            found = time_together(made, arguments.device, arguments.rounds)
+            ours = found["ours"]["median"]
+            row = {
+                "model": model, "batch": batch, "first_call_seconds": started,
+                "ratio": {n: round(f["median"] / ours, 3) for n, f in found.items()},
+                "quartiles": {n: [round(f[q] / ours, 3) for q in ("low", "high")]
+                              for n, f in found.items()},
+            }  # fmt: skip
+            if arguments.device == "cuda":
+                row["milliseconds"] = {n: round(1e3 * f["median"], 4) for n, f in found.items()}
+            rows.append(row)
+            print(model, batch, row["ratio"], flush=True)
+    where = conditions(arguments.device, rounds=arguments.rounds, seed=0, dtype="float32")
+    where["libraries"] = versions()
+    print("wrote", write("map_step", {"conditions": where, "rows": rows}, arguments.out))
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("nflows", "FrEIA", "normflows", "zuko"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

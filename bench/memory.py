@@ -1,0 +1,77 @@
+"""What one MAP step keeps for its backward pass, per image: ours against eager torch.
+
+    python bench/memory.py [--device cpu|cuda] [--models M C Mp Cp] [--batch N]
+
+Bytes of the distinct storages that autograd saves, weights left out. On a GPU also the peak of
+allocated memory over a step, weights included.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from harness import conditions, write
+from map_step import eager_loss
+from peers import MODELS, Peer, random_flow
+from torch import Tensor
+
+from flowinv_fast.flows import RealNVP
+
+
+def saved_bytes(decode, y: Tensor, flow: RealNVP) -> int:
+    """Bytes of the storages saved between a forward and its backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in (*flow.parameters(), *flow.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and not isinstance(tensor, torch.nn.Parameter):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    z = torch.zeros(len(y), y[0].numel(), device=y.device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = eager_loss(decode, y, z)
+    held = sum(kept.values())  # while the graph is alive, no address is given out twice
+    torch.autograd.grad(loss, z)
+    return held
+
+
+def peak_bytes(decode, y: Tensor) -> int:
+    z = torch.zeros(len(y), y[0].numel(), device=y.device, requires_grad=True)
+    torch.cuda.reset_peak_memory_stats()
+    torch.autograd.grad(eager_loss(decode, y, z), z)
+    return torch.cuda.max_memory_allocated()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--out", help="folder of the JSON; default bench/results")
+    arguments = parser.parse_args()
+    rows = []
+    for model in arguments.models:
+        flow = random_flow(MODELS[model], arguments.device)
+        y = torch.rand(arguments.batch, *flow.shape, device=arguments.device)
+        row = {"model": model}
+        for name, decode in (
+            ("ours", flow.freeze().decode),
+            ("eager", Peer(flow, "folded eager").decode),
+        ):
+            row[name] = saved_bytes(decode, y, flow) / len(y)
+            if arguments.device == "cuda":
+                row[f"{name}_peak"] = peak_bytes(decode, y)
+        row["planned"] = flow.freeze().saved_bytes
+        rows.append(row)
+        print(row, flush=True)
+    where = conditions(arguments.device, batch=arguments.batch, seed=0, dtype="float32")
+    print("wrote", write("memory", {"conditions": where, "rows": rows}, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

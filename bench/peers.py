@@ -1,0 +1,231 @@
+"""The same multi-scale RealNVP written with other libraries' couplings, for timing side by side.
+
+Every contender hosts the very same conditioners (frozen weights), couplings, squeezes and splits,
+and decodes with a true log-determinant. The libraries have no checkerboard masks for images, so
+their couplings see flattened halves and a wrapper lays these into an image for the convolutions, as
+a user of these libraries would write it. Scale functions are each library's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.ops import MASKS, reference
+
+# The table's letters: the issue's shapes, hidden width 64 throughout.
+MODELS = {
+    "M": RealNVPConfig((1, 28, 28), scales=3, blocks=2),
+    "C": RealNVPConfig((3, 64, 64), scales=3, blocks=2),
+    "Mp": RealNVPConfig((1, 28, 28), scales=3, blocks=6),
+    "Cp": RealNVPConfig((3, 64, 64), scales=6, blocks=10),
+}
+
+
+def random_flow(config: RealNVPConfig, device: str, seed: int = 0) -> RealNVP:
+    """A flow away from the identity, frozen: gains up to 0.2, raw scales of ordinary size."""
+    torch.manual_seed(seed)
+    flow = RealNVP(config)
+    with torch.no_grad():
+        for coupling in flow.couplings():
+            coupling.gain.uniform_(-0.2, 0.2)
+            coupling.conditioner.last.gain.fill_(0.3)
+    return flow.to(device).eval().requires_grad_(False)
+
+
+class Folded(nn.Module):
+    """A conditioner in plain torch: "unfolded" computes the weight normalisation at every call,
+    "folded" did once, "channels-last" also keeps activations and weights in that layout."""
+
+    def __init__(self, conditioner: nn.Module, how: str = "folded"):
+        super().__init__()
+        self.format = torch.channels_last if how == "channels-last" else torch.contiguous_format
+        convs = [conditioner.first, *(c for b in conditioner.blocks for c in b), conditioner.last]
+        self.convs = [self._weight(conv, how) for conv in convs]
+
+    def _weight(self, conv, how: str) -> Callable[[Tensor], Tensor]:
+        weight, bias = conv._fold().contiguous(memory_format=self.format), conv.bias
+        if how != "unfolded":
+            return lambda x: F.conv2d(x, weight, bias, padding=1)
+        return lambda x: F.conv2d(x, conv._fold(), bias, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.convs[0](x.contiguous(memory_format=self.format))
+        for before, after in zip(self.convs[1:-1:2], self.convs[2:-1:2]):
+            h = h + after(F.relu(before(F.relu(h))))
+        return self.convs[-1](F.relu(h))
+
+
+class Eager:
+    """What a careful user writes: one mask, one network, a true log-determinant."""
+
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int], how: str = "folded"):
+        self.net, self.mask = Folded(coupling.conditioner, how), coupling.mask
+        device = coupling.gain.device
+        self.gain = coupling.gain.view(-1, 1, 1)
+        self.moved = reference.transformed_map(*shape, MASKS[self.mask], device=device).float()
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mask.startswith("checkerboard"):
+            raw, shift = self.net(z * (1 - self.moved)).chunk(2, 1)
+            s = self.gain * raw.tanh() * self.moved
+            return (z - shift * self.moved) * (-s).exp(), -s.flatten(1).sum(1)
+        first = self.mask == "channel_first"
+        seen, moved = z.chunk(2, 1)[::-1] if first else z.chunk(2, 1)
+        raw, shift = self.net(seen).chunk(2, 1)
+        s = self.gain * raw.tanh()
+        moved = (moved - shift) * (-s).exp()
+        return torch.cat([moved, seen] if first else [seen, moved], 1), -s.flatten(1).sum(1)
+
+
+class Flat(nn.Module):
+    """A conditioner between flattened halves: (B, seen) to raw scales and shifts, (B, moved)."""
+
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+        super().__init__()
+        self.net, self.shape = Folded(coupling.conditioner), shape
+        moved = reference.transformed_map(
+            *shape, MASKS[coupling.mask], device=coupling.gain.device
+        ).expand(shape)
+        self.board = coupling.mask.startswith("checkerboard")
+        moved = moved.flatten()
+        self.seen_at, self.moved_at = (~moved).nonzero()[:, 0], moved.nonzero()[:, 0]
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.shape
+        if not self.board:
+            out = self.net(seen.view(-1, channels // 2, height, width)).flatten(1)
+            return out.chunk(2, 1)
+        image = seen.new_zeros(len(seen), channels * height * width)
+        image = image.index_copy(1, self.seen_at, seen).view(-1, *self.shape)
+        raw, shift = self.net(image).chunk(2, 1)
+        at = self.moved_at
+        return raw.flatten(1).index_select(1, at), shift.flatten(1).index_select(1, at)
+
+
+class Nflows:
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+        from nflows.transforms.coupling import AffineCouplingTransform
+
+        self.shape, flat = shape, Flat(coupling, shape)
+        net = nn.Module()
+        net.forward = lambda seen, context=None: torch.cat(flat(seen)[::-1], 1)
+        mask = torch.zeros(math.prod(shape))
+        mask[flat.moved_at.cpu()] = 1
+        self.transform = AffineCouplingTransform(mask, lambda *_: net).to(coupling.gain.device)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x, logdet = self.transform.inverse(z.flatten(1))
+        return x.view(-1, *self.shape), logdet
+
+
+class FrEIA:
+    """Its couplings move the second half of the features, so a permutation stands around them."""
+
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+        from FrEIA.modules import AffineCouplingOneSided
+
+        self.shape, flat = shape, Flat(coupling, shape)
+        self.order = torch.cat([flat.seen_at, flat.moved_at])
+        self.back = self.order.argsort()
+        net = nn.Module()
+        net.forward = lambda seen: torch.cat(flat(seen), 1)
+        self.module = AffineCouplingOneSided(
+            [(math.prod(shape),)], subnet_constructor=lambda *_: net, clamp_activation="TANH",
+            split_len=len(flat.seen_at),
+        )  # fmt: skip
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        (x,), logdet = self.module((z.flatten(1).index_select(1, self.order),), rev=True)
+        return x.index_select(1, self.back).view(-1, *self.shape), logdet
+
+
+class Normflows:
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+        from normflows.flows import AffineCoupling as Coupling
+
+        self.shape, self.flat = shape, Flat(coupling, shape)
+        net = nn.Module()
+        net.forward = lambda seen: torch.stack(self.flat(seen)[::-1], 2).flatten(1)
+        self.coupling = Coupling(net)
+        self.back = torch.cat([self.flat.seen_at, self.flat.moved_at]).argsort()
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.flatten(1)
+        parts = [z.index_select(1, at) for at in (self.flat.seen_at, self.flat.moved_at)]
+        parts, logdet = self.coupling.inverse(parts)
+        return torch.cat(parts, 1).index_select(1, self.back).view(-1, *self.shape), logdet
+
+
+class Zuko:
+    """Decode is its forward direction, which evaluates the network once; the inverse does twice."""
+
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+        from zuko.transforms import CouplingTransform, DependentTransform, MonotonicAffineTransform
+
+        self.shape, flat = shape, Flat(coupling, shape)
+
+        def meta(seen: Tensor):
+            raw, shift = flat(seen)
+            return DependentTransform(MonotonicAffineTransform(shift, raw), 1)
+
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=coupling.gain.device)
+        mask[flat.seen_at] = True
+        self.transform = CouplingTransform(meta, mask)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x, logdet = self.transform.call_and_ladj(z.flatten(1))
+        return x.view(-1, *self.shape), logdet
+
+
+COUPLINGS = {
+    "eager": lambda *a: Eager(*a, how="unfolded"),
+    "folded eager": Eager,
+    "channels-last eager": lambda *a: Eager(*a, how="channels-last"),
+    "nflows": Nflows,
+    "FrEIA": FrEIA,
+    "normflows": Normflows,
+    "zuko": Zuko,
+}
+
+
+class Peer:
+    """A RealNVP whose couplings are another library's; the walk over scales is plain torch."""
+
+    def __init__(self, flow: RealNVP, kind: str):
+        self.shape, self.sizes = flow.shape, flow._latent_sizes
+        self.location, self.spread = flow.location, flow.spread
+        self.log_spread = flow.spread.log().sum()
+        self.scales, make = [], COUPLINGS[kind]
+        channels, height, width = flow.shape
+        for layers in flow.scales:
+            shape = (channels, height, width)
+            pixel = [make(c, shape) for c in layers["pixel"]]
+            channel = []
+            if "channel" in layers:
+                channels, height, width = 4 * channels, height // 2, width // 2
+                channel = [make(c, (channels, height, width)) for c in layers["channel"]]
+                channels //= 2
+            self.scales.append((pixel, channel))
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        *latents, h = z.split([math.prod(s) for s in self.sizes], dim=1)
+        h = h.reshape(-1, *self.sizes[-1])
+        logdet = self.log_spread
+        for pixel, channel in reversed(self.scales):
+            if channel:
+                h = torch.cat([h, latents.pop().reshape(h.shape)], 1)
+                for coupling in reversed(channel):
+                    h, change = coupling.decode(h)
+                    logdet = logdet + change
+                h = F.pixel_shuffle(h, 2)
+            for coupling in reversed(pixel):
+                h, change = coupling.decode(h)
+                logdet = logdet + change
+        return h * self.spread + self.location, logdet
