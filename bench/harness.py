@@ -48,6 +48,7 @@ def time_together(
         repeats[name] = max(1, int(seconds / max(1e-7, time.perf_counter() - started)))
     for _ in range(rounds):
         for name, call in contenders.items():
+            time.sleep(0.01)  # the last one's OpenMP threads stop spinning
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 call()

@@ -84,23 +84,126 @@ def defaults_table(result: dict) -> list[str]:
     return [*lines, ""]
 
 
+def map_step_table(result: dict) -> list[str]:
+    """The MAP step against other ways to write it."""
+    where, rows = result["conditions"], result["rows"]
+    on_gpu = where["device"] == "cuda"
+    names = list(dict.fromkeys(n for row in rows for n in row["ratio"] if n != "ours"))
+    libraries = ", ".join(f"{n} {v}" for n, v in where["libraries"].items())
+    lines = [
+        f"## The MAP step, {where['machine']}", "",
+        f"`bench/map_step.py`: decode with log-determinant, Gaussian noise term, gradient to z, Adam; "
+        f"{where['device']}, {where['threads']} CPU thread(s), torch {where['torch']}, {libraries}, "
+        f"commit {where['commit']}, {where['dtype']}, seed {where['seed']}, median of "
+        f"{where['rounds']} rounds in turn. All contenders host the same frozen conditioners "
+        "(hidden width 64). Each number is the contender's time over ours in float32: above 1, ours "
+        "is faster. M: 1 x 28 x 28, 3 scales, 2 blocks; C: the same at 3 x 64 x 64; Mp, Cp: 6 blocks; "
+        "6 scales with 10 blocks.", "",
+        "| model | batch | " + " | ".join(names) + (" | ours, ms |" if on_gpu else " |"),
+        "|---|---|" + "---|" * (len(names) + on_gpu),
+    ]  # fmt: skip
+    for row in rows:
+        cells = [row["model"], str(row["batch"])]
+        cells += [f"{row['ratio'][n]:.2f}" if n in row["ratio"] else "" for n in names]
+        if on_gpu:
+            cells.append(f"{row['milliseconds']['ours']:.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    once = [
+        f"{row['model']} batch {row['batch']}: {row['first_call_seconds'][name]:.0f} s ({name})"
+        for row in rows
+        for name in ("compiled", "graph")
+        if name in row["first_call_seconds"]
+    ]
+    if once:
+        lines += ["", "Not in the table, paid once per shape: " + ", ".join(once) + "."]
+    return [*lines, ""]
+
+
+def memory_table(result: dict) -> list[str]:
+    """What is kept for the backward pass."""
+    where = result["conditions"]
+    lines = [
+        f"## Memory of the MAP step, {where['machine']}", "",
+        f"`bench/memory.py`: bytes that autograd keeps between forward and backward, per image at "
+        f"batch {where['batch']}, weights left out; {where['dtype']}, torch {where['torch']}, "
+        f"commit {where['commit']}. Eager is plain torch with folded weights.", "",
+        "| model | ours, MB | eager, MB | eager over ours |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        ratio = row["eager"] / row["ours"]
+        lines.append(
+            f"| {row['model']} | {row['ours'] / 1e6:.2f} | {row['eager'] / 1e6:.1f} | {ratio:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def solve_table(result: dict) -> list[str]:
+    """Whole solves of the demo's tasks."""
+    where, rows = result["conditions"], result["rows"]
+    names = [n for n in ("ours", "ours bf16", "reference") if n in rows[0]["psnr"]]
+    lines = [
+        f"## Whole solves, {where['machine']}", "",
+        f"`bench/solve.py`: the demo's tasks, {where['steps']} steps, seed {where['seed']}, "
+        f"{where['device']}, {where['threads']} CPU thread(s), torch {where['torch']}, commit "
+        f"{where['commit']}. One call each. Mean PSNR in dB, and time over ours in float32; the "
+        "reference is the same solve in plain torch, float32, weights folded.", "",
+        "| task, method | images | " + " | ".join(f"{n}, dB | {n}, time" for n in names) + " |",
+        "|---|---|" + "---|" * (2 * len(names)),
+    ]  # fmt: skip
+    for row in rows:
+        cells = [f"{row['psnr'][n]:.2f} | {row['ratio'][n]:.2f}" for n in names]
+        lines.append(
+            f"| {row['task']}, {row['method']} | {row['batch']} | " + " | ".join(cells) + " |"
+        )
+    return [*lines, ""]
+
+
+def ptxas_table(result: dict) -> list[str]:
+    """Registers and spills as compiled."""
+    where, rows = result["conditions"], result["rows"]
+    archs = list(dict.fromkeys(row["arch"] for row in rows))
+    lines = [
+        "## CUDA kernels as compiled", "",
+        f"`bench/ptxas.py`: most registers a thread over a source's kernels, and bytes spilled in "
+        f"all of them; {where['nvcc']}, commit {where['commit']}. What has run on a GPU is in "
+        "[bench/GPU_STATUS.md](../bench/GPU_STATUS.md).", "",
+        "| source | kernels | " + " | ".join(f"{a}: registers | spilled" for a in archs) + " |",
+        "|---|---|" + "---|" * (2 * len(archs)),
+    ]  # fmt: skip
+    for source in dict.fromkeys(row["source"] for row in rows):
+        found = {row["arch"]: row for row in rows if row["source"] == source}
+        cells = [f"{found[a]['registers']} | {found[a]['spills']}" for a in archs]
+        count = next(iter(found.values()))["instances"]
+        lines.append(f"| {source} | {count} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def newest(kind: str) -> list[dict]:
+    """The latest result of this kind of every machine and device."""
+    found: dict[tuple, dict] = {}
+    paths = (ROOT / "bench" / "results").glob(f"{kind}-*.json")
+    results = [json.loads(path.read_text()) for path in paths]
+    for result in sorted(results, key=lambda r: r["conditions"]["date"]):
+        found[result["conditions"]["machine"], result["conditions"]["device"]] = result
+    return [found[key] for key in sorted(found)]
+
+
 def page() -> str:
     told = "Generated by `python bench/tables.py` from `bench/results/`."
     lines = ["# Performance", "", told, ""]
-    newest: dict[str, dict] = {}
-    paths = (ROOT / "bench" / "results").glob("kernels-*.json")
-    results = [json.loads(path.read_text()) for path in paths]
-    for result in sorted(results, key=lambda r: r["conditions"]["date"]):
-        newest[result["conditions"]["machine"] + result["conditions"]["device"]] = result
     demo = ROOT / "bench" / "results" / "demo.json"
     if demo.exists():
         lines += demo_table(json.loads(demo.read_text()))
-    studies = (ROOT / "bench" / "results").glob("defaults-*.json")
-    studies = [json.loads(path.read_text()) for path in studies]
-    if studies:
-        lines += defaults_table(max(studies, key=lambda r: r["conditions"]["date"]))
-    for key in sorted(newest):
-        lines += kernels_table(newest[key])
+    for kind, table in (
+        ("map_step", map_step_table),
+        ("memory", memory_table),
+        ("solve", solve_table),
+        ("defaults", defaults_table),
+        ("kernels", kernels_table),
+        ("ptxas", ptxas_table),
+    ):
+        for result in newest(kind):
+            lines += table(result)
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ PYTHON_FLOORS = {
     "errors": 0, "typing": 0, "_files": 0, "_C": 0,
     "_backend": 3, "ops": 3,
     "flows": 4, "noise": 4, "operators": 4, "data": 4, "metrics": 4,
-    "objectives": 5, "solvers": 5, "_checks": 5,
+    "objectives": 5, "solvers": 5, "_checks": 5, "_memory": 5,
     "_reconstruct": 6,
     "experiments": 7, "cli": 7,
 }  # fmt: skip
