@@ -92,13 +92,13 @@ def map_step_table(result: dict) -> list[str]:
     libraries = ", ".join(f"{n} {v}" for n, v in where["libraries"].items())
     lines = [
         f"## The MAP step, {where['machine']}", "",
-        f"`bench/map_step.py`: decode with log-determinant, Gaussian noise term, gradient to z, Adam; "
-        f"{where['device']}, {where['threads']} CPU thread(s), torch {where['torch']}, {libraries}, "
-        f"commit {where['commit']}, {where['dtype']}, seed {where['seed']}, median of "
-        f"{where['rounds']} rounds in turn. All contenders host the same frozen conditioners "
-        "(hidden width 64). Each number is the contender's time over ours in float32: above 1, ours "
-        "is faster. M: 1 x 28 x 28, 3 scales, 2 blocks; C: the same at 3 x 64 x 64; Mp, Cp: 6 blocks; "
-        "6 scales with 10 blocks.", "",
+        "`bench/map_step.py`: decode with log-determinant, Gaussian noise term, gradient to z, "
+        f"Adam; {where['device']}, {where['threads']} CPU thread(s), torch {where['torch']}, "
+        f"{libraries}, commit {where['commit']}, {where['dtype']}, seed {where['seed']}, median "
+        f"of {where['rounds']} rounds in turn. All contenders host the same frozen conditioners "
+        "(hidden width 64). Each number is the contender's time over ours in float32: above 1, "
+        "ours is faster. M: 1 x 28 x 28, 3 scales, 2 blocks; C: the same at 3 x 64 x 64; Mp: M "
+        "with 6 blocks; Cp: C with 6 scales and 10 blocks.", "",
         "| model | batch | " + " | ".join(names) + (" | ours, ms |" if on_gpu else " |"),
         "|---|---|" + "---|" * (len(names) + on_gpu),
     ]  # fmt: skip
