@@ -84,6 +84,13 @@ def defaults_table(result: dict) -> list[str]:
     return [*lines, ""]
 
 
+def plot_name(result: dict) -> str:
+    """File of a machine's plot, beside the page."""
+    where = result["conditions"]
+    machine = "".join(c if c.isalnum() else "-" for c in where["machine"].lower()).strip("-")
+    return f"map_step-{machine}-{where['device']}.png"
+
+
 def map_step_table(result: dict) -> list[str]:
     """The MAP step against other ways to write it."""
     where, rows = result["conditions"], result["rows"]
@@ -114,9 +121,36 @@ def map_step_table(result: dict) -> list[str]:
         for name in ("compiled", "graph")
         if name in row["first_call_seconds"]
     ]
+    lines += ["", f"![MAP step]({plot_name(result)})"]
     if once:
         lines += ["", "Not in the table, paid once per shape: " + ", ".join(once) + "."]
     return [*lines, ""]
+
+
+def map_step_plot(result: dict, path: Path) -> None:
+    """Bars of the table, a group per model and batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = result["rows"]
+    names = list(dict.fromkeys(n for row in rows for n in row["ratio"] if n != "ours tf32"))
+    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        has = [(k, row["ratio"][name]) for k, row in enumerate(rows) if name in row["ratio"]]
+        places = [k + (i - len(names) / 2 + 0.5) * width for k, _ in has]
+        axis.bar(places, [r for _, r in has], width, label=name, color=plt.cm.tab20(i))
+    labels = [f"{row['model']}, batch {row['batch']}" for row in rows]
+    axis.set_xticks(range(len(rows)), labels)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_ylabel("time of a MAP step over ours")
+    where = result["conditions"]
+    axis.set_title(f"{where['machine']}, {where['threads']} thread(s), commit {where['commit']}")
+    figure.legend(ncols=5, fontsize=8, loc="outside lower center")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
 
 
 def memory_table(result: dict) -> list[str]:
@@ -215,6 +249,8 @@ def main() -> int:
         return int(not PAGE.exists() or PAGE.read_text() != text)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(text)
+    for result in newest("map_step"):
+        map_step_plot(result, PAGE.parent / plot_name(result))
     print("wrote", PAGE.relative_to(ROOT))
     return 0
 
