@@ -17,7 +17,7 @@ import pybind11
 import pytest
 import torch
 from flows.test_frozen import errors, random_flow
-from op_cases import CASES, IDS
+from op_cases import CASES, IDS, acc
 from ops.test_ops import as_double, compare, tensors_of
 
 from flowinv_fast import _backend, ops
@@ -117,6 +117,18 @@ def test_images_of_many_tiles_and_batches_beyond_the_grid(on_shim):
         z = torch.randn(shape, dtype=torch.float64)
         want = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
         torch.testing.assert_close(ops.standard_normal_log_prob(z), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_images_of_many_tiles(dtype, on_shim):
+    """An empty batch needs no partial sums, however large its images."""
+    x, logdet = torch.zeros(0, 2, 30, 30, dtype=dtype), torch.zeros(0, dtype=acc(dtype))
+    for mask in ("checkerboard_even", "channel_first"):
+        raw = torch.zeros(0, 2 if mask == "channel_first" else 4, 30, 30, dtype=dtype)
+        gain = torch.zeros(1 if mask == "channel_first" else 2, dtype=dtype)
+        assert ops.affine_coupling_encode(x, raw, gain, logdet, mask)[0].shape == x.shape
+    assert ops.standard_normal_log_prob(torch.zeros(0, 5000, dtype=dtype)).shape == (0,)
+    assert ops.logit_encode(x, logdet, 0.05)[1].shape == (0,)
 
 
 def test_adam_step_on_the_cuda_kernel(on_shim):

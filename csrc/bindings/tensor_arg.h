@@ -66,10 +66,10 @@ std::int64_t product(Sizes... sizes) {
   return total;
 }
 
-// Workspace of image_reduce: wanted on CUDA when an image has more than one tile.
+// Workspace of image_reduce: wanted on CUDA when there are images of more than one tile.
 inline void* partials_of(const TensorArg& partials, DType dtype, std::int64_t batch, std::int64_t n,
                          const Place& place) {
-  const bool wanted = place.device >= 0 && tiles_of(n) > 1;
+  const bool wanted = place.device >= 0 && batch > 0 && tiles_of(n) > 1;
   return wanted ? partials.get(accumulate_type(dtype), product(batch, tiles_of(n))) : nullptr;
 }
 
