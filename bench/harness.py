@@ -102,13 +102,29 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def write(name: str, result: dict, folder: str | os.PathLike | None = None) -> Path:
-    """Write a result as FOLDER/NAME-MACHINE-COMMIT.json, whole or not at all."""
+def write(
+    name: str,
+    result: dict,
+    folder: str | os.PathLike | None = None,
+    same_row: tuple[str, ...] = (),
+) -> Path:
+    """Write a result as FOLDER/NAME-MACHINE-COMMIT.json, whole or not at all.
+
+    With ``same_row``, rows of such a file of the same conditions (but the date) stay where none of
+    the new ones has the same values there.
+    """
     folder = Path(folder or RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     where = result["conditions"]
     machine = "".join(c if c.isalnum() else "-" for c in where["machine"].lower()).strip("-")
     path = folder / f"{name}-{machine}-{where['commit']}.json"
+    if same_row and path.exists():
+        before = json.loads(path.read_text())
+        if {**before["conditions"], "date": where["date"]} == where:
+            key = lambda row: [row[k] for k in same_row]
+            new = [key(row) for row in result["rows"]]
+            kept = [row for row in before["rows"] if key(row) not in new]
+            result = {**result, "rows": kept + result["rows"]}
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     return path

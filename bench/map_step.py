@@ -5,7 +5,7 @@
 
 All contenders of a row take turns in one process. The problem is denoising, y = x + Gaussian
 noise, with the exact log-determinant. On a CPU only ratios are kept. Compiling and capturing are
-timed apart.
+timed apart. Runs at one commit under the same conditions add up to one file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import os
 import time
 import warnings
 
+# Compiling is timed, not looked up; `import torch` reads this.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
 import torch
 from harness import conditions, time_together, write
 from peers import COUPLINGS, MODELS, Peer, random_flow
@@ -25,9 +28,9 @@ from flowinv_fast import noise, objectives, operators
 from flowinv_fast.solvers.gradient import _Adam
 from flowinv_fast.solvers.graph import capture
 
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # compiling is timed, not looked up
 STD = 0.1
 OURS = ("ours", "ours tf32", "ours bf16")
+COMPILED = {"compiled": "folded eager", "compiled channels-last": "channels-last eager"}
 
 
 def eager_loss(decode, y: Tensor, z: Tensor) -> Tensor:
@@ -45,7 +48,6 @@ def eager_step(decode, y: Tensor, compiled: bool = False):
     optimiser = torch.optim.Adam([z], lr=1e-3, capturable=y.is_cuda)
     loss = lambda y, z: eager_loss(decode, y, z)
     if compiled:
-        torch._dynamo.reset()
         loss = torch.compile(loss, dynamic=False)
 
     def step() -> None:
@@ -67,28 +69,31 @@ def our_step(prior, y: Tensor):
     return step, state.tensors()
 
 
-def contenders_of(names, flow, y: Tensor, rows: dict) -> dict:
-    """name to step; what cannot be had here is left out and said."""
+def contenders_of(names, flow, y: Tensor, row: dict) -> dict:
+    """name to step; what cannot be had here is left out and said. Into ``row`` go the seconds until
+    a contender's first step was done and, on a GPU, whether it is a captured graph."""
     on_gpu = y.is_cuda
-    made = {}
+    made, row["first_call_seconds"], row["captured"] = {}, {}, {}
+    torch._dynamo.reset()  # what was compiled for another shape
     for name in names:
+        if name == "graph" and not on_gpu:
+            continue
         started = time.perf_counter()
         try:
             if name in OURS:
                 precision = name.removeprefix("ours").strip() or "fp32"
                 step, changed = our_step(flow.freeze(precision), y)
-                if on_gpu:
-                    step = capture(step, changed)
-            elif name in ("compiled", "graph"):
-                peer = Peer(flow, "folded eager")
-                step, _ = eager_step(peer.decode, y, compiled=name == "compiled")
-                if name == "graph":
-                    if not on_gpu:
-                        continue
-                    step()
-                    step = capture(step, [])
+            elif name in COMPILED:
+                step, _ = eager_step(Peer(flow, COMPILED[name]).decode, y, compiled=True)
+            elif name == "graph":
+                step, changed = eager_step(Peer(flow, "folded eager").decode, y)
+                step()  # the optimiser makes its state
             else:
                 step, _ = eager_step(Peer(flow, name).decode, y)
+            if on_gpu and name in (*OURS, "graph"):
+                replay = capture(step, changed)
+                row["captured"][name] = replay is not step
+                step = replay
             step()
         except Exception as error:  # another library's limits are a finding, not an end
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -96,7 +101,7 @@ def contenders_of(names, flow, y: Tensor, rows: dict) -> dict:
             continue
         if on_gpu:
             torch.cuda.synchronize()
-        rows[name] = round(time.perf_counter() - started, 2)
+        row["first_call_seconds"][name] = round(time.perf_counter() - started, 2)
         made[name] = step
     return made
 
@@ -105,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*OURS, *COUPLINGS, "compiled", "graph"]
+    known = [*OURS, *COUPLINGS, *COMPILED, "graph"]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["M", "C"])
@@ -116,28 +121,28 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    where = conditions(arguments.device, rounds=arguments.rounds, seed=0, dtype="float32")
+    where["libraries"] = versions()
     rows = []
     for model in arguments.models:
         for batch in arguments.batches:
             flow = random_flow(MODELS[model], arguments.device)
             y = torch.rand(batch, *flow.shape, device=arguments.device)
-            started: dict[str, float] = {}
-            made = contenders_of(arguments.contenders, flow, y, started)
+            row = {"model": model, "batch": batch}
+            made = contenders_of(arguments.contenders, flow, y, row)
             found = time_together(made, arguments.device, arguments.rounds)
             ours = found["ours"]["median"]
-            row = {
-                "model": model, "batch": batch, "first_call_seconds": started,
-                "ratio": {n: round(f["median"] / ours, 3) for n, f in found.items()},
-                "quartiles": {n: [round(f[q] / ours, 3) for q in ("low", "high")]
-                              for n, f in found.items()},
-            }  # fmt: skip
+            row["ratio"] = {n: round(f["median"] / ours, 3) for n, f in found.items()}
+            row["quartiles"] = {
+                n: [round(f[q] / ours, 3) for q in ("low", "high")] for n, f in found.items()
+            }
             if arguments.device == "cuda":
                 row["milliseconds"] = {n: round(1e3 * f["median"], 4) for n, f in found.items()}
             rows.append(row)
             print(model, batch, row["ratio"], flush=True)
-    where = conditions(arguments.device, rounds=arguments.rounds, seed=0, dtype="float32")
-    where["libraries"] = versions()
-    print("wrote", write("map_step", {"conditions": where, "rows": rows}, arguments.out))
+            result = {"conditions": where, "rows": rows}  # at every row: a run may be cut short
+            path = write("map_step", result, arguments.out, same_row=("model", "batch"))
+    print("wrote", path)
 
 
 def versions() -> dict[str, str]:

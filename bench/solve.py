@@ -70,7 +70,7 @@ def main() -> None:
             if fast:
                 found["ours bf16"] = timed(lambda s=solve: s(precision="bf16"), device)
             with (
-                mock.patch.object(_reconstruct, "_freeze", plain),
+                mock.patch.object(_reconstruct, "freeze", plain),
                 mock.patch.object(_backend, "choice", "torch"),
             ):
                 found["reference"] = timed(solve, device)

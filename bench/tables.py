@@ -118,9 +118,17 @@ def map_step_table(result: dict) -> list[str]:
     once = [
         f"{row['model']} batch {row['batch']}: {row['first_call_seconds'][name]:.0f} s ({name})"
         for row in rows
-        for name in ("compiled", "graph")
+        for name in ("compiled", "compiled channels-last", "graph")
         if name in row["first_call_seconds"]
     ]
+    uncaptured = [
+        f"{row['model']} batch {row['batch']}: {name}"
+        for row in rows
+        for name, captured in row.get("captured", {}).items()
+        if not captured
+    ]
+    if uncaptured:
+        lines += ["", "Not as CUDA graphs, whose capture failed: " + ", ".join(uncaptured) + "."]
     lines += ["", f"![MAP step]({plot_name(result)})"]
     if once:
         lines += ["", "Not in the table, paid once per shape: " + ", ".join(once) + "."]
@@ -158,9 +166,10 @@ def memory_table(result: dict) -> list[str]:
     where = result["conditions"]
     lines = [
         f"## Memory of the MAP step, {where['machine']}", "",
-        f"`bench/memory.py`: bytes that autograd keeps between forward and backward, per image at "
-        f"batch {where['batch']}, weights left out; {where['dtype']}, torch {where['torch']}, "
-        f"commit {where['commit']}. Eager is plain torch with folded weights.", "",
+        f"`bench/memory.py`: bytes that autograd keeps between forward and backward, per image: "
+        f"what batch {2 * where['batch']} keeps beyond batch {where['batch']}, so that weights are "
+        f"left out; {where['dtype']}, torch {where['torch']}, commit {where['commit']}. Eager is "
+        "plain torch with folded weights.", "",
         "| model | ours, MB | eager, MB | eager over ours |", "|---|---|---|---|",
     ]  # fmt: skip
     for row in result["rows"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .flows import FrozenFlow
 
 _SHARE = 0.8  # of the free memory that a plan may use
+_GROUP = Path("/sys/fs/cgroup")
 _VECTORS = 24  # of an image's or measurement's size: Adam's state, iterates, residuals, gradients
 
 
@@ -26,11 +27,12 @@ def available(device: torch.device) -> int | None:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(1024 * int(line.split()[1]))
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+        limit, used = ((_GROUP / f"memory.{n}").read_text().strip() for n in ("max", "current"))
         if limit != "max":
-            limits.append(int(limit) - int(used))
-    except (OSError, ValueError):
+            told = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+            cache = int(told["inactive_file"])  # which makes room when asked
+            limits.append(int(limit) - int(used) + cache)
+    except (OSError, ValueError, KeyError):
         pass
     return min(limits, default=None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import sys
 import warnings
@@ -18,10 +17,12 @@ from tqdm import tqdm
 from . import _checks as check
 from . import _memory as memory
 from . import objectives, ops
+from ._problem import Annealed, Problem, freeze
 from .errors import SolverError, require
-from .flows import FrozenFlow, RealNVP
+from .flows import RealNVP
+from .noise import Flow, PlacedFlow
 from .objectives import METHODS
-from .solvers import Solution, Status, minimise
+from .solvers import STRATEGIES, Solution, Status, lbfgs, minimise
 
 _NAME = "reconstruct"
 
@@ -33,8 +34,12 @@ class Reconstruction:
     Attributes:
         x: images (B, C, H, W), not clipped.
         z: latents (B, N) where they were optimised, else None.
+        noise: the other half of the answer, the noise estimate y - f(x), shaped like y.
         loss, log_noise, log_prior: (B,) at x, in nats; a term the method lacks is zero, and for
             the squared-error methods log_noise is minus the squared error.
+        prior_overshoot: whether log_prior passes the largest log p of held-out real images by more
+            than 0.05 nats a pixel, (B,): a density that no real image has, so that a lower ``beta``
+            may serve better. None where the prior's ``info`` does not tell ("log_prob_peak").
         history: losses (steps, B) of the restart that was kept.
         status: how each image's solve ended.
         steps: steps each image took (B,).
@@ -42,9 +47,11 @@ class Reconstruction:
 
     x: Tensor
     z: Tensor | None
+    noise: Tensor
     loss: Tensor
     log_noise: Tensor
     log_prior: Tensor
+    prior_overshoot: Tensor | None
     history: Tensor
     status: list[Status]
     steps: Tensor
@@ -72,8 +79,9 @@ def reconstruct(
     schedule: str = "cosine",
     init: str | Tensor | None = None,
     restarts: int = 1,
-    smoothing: float = 0.0,
-    tempering: float = 1.0,
+    strategy: str | None = None,
+    smoothing: float | None = None,
+    tempering: float | None = None,
     tol: float = 0.0,
     patience: int = 50,
     precision: str | None = None,
@@ -86,8 +94,9 @@ def reconstruct(
     """Most probable images given measurements y = f(x) + noise (Whang, Lei, Dimakis, 2021).
 
     Images do not influence one another: solving eight together equals solving each alone, to
-    rounding. So a batch that does not fit into memory is solved in parts, and a part that runs out
-    of memory is halved. A RealNVP prior, and the flow of a noise model, are frozen for the solve.
+    rounding and to the draws of restarts and smoothing. So a batch that does not fit into memory
+    is solved in parts, and a part that runs out of memory is halved. A RealNVP prior, and the flow
+    of a noise model, are frozen for the solve.
 
     Args:
         y: measurements (B, ...), float32 or float64, on the prior's device.
@@ -97,7 +106,8 @@ def reconstruct(
             and asim_proxy also any callable generator z to x with ``latent_dim``.
         noise: law of y - f(x): a ``flowinv_fast.noise`` model, a torch.distributions
             Distribution, anything with ``log_prob``. Unused by csgm and the asim methods. Noise or
-            operators with a state per image have ``images(slice)``, the same for some images.
+            operators with a state per image have ``images(slice, shape of y)``, the same for some
+            images.
         method: "map_latent" (eq. 4, 10), "map_image" (eq. 3, 10), "mle" (eq. 5), "csgm" (eq. 6),
             "asim_likelihood" (eq. 7), "asim_proxy" (eq. 8).
         beta: weight of log p_G in the MAP methods; 1 is the exact MAP, 0 < beta < 1 smooths the
@@ -111,8 +121,12 @@ def reconstruct(
         restarts: solves from several starts; each image keeps its lowest loss (csgm: lowest
             measurement error). From "measurement" restart r of R starts at (1 - r / R) times the
             guess; from the others at a new draw.
+        strategy: how the steps are spent: "adam", "lbfgs" (for the last quarter), "latent-first"
+            (half of map_image's steps in latent space), "smoothed", "tempered" or "annealed"
+            (both); docs/optimisation.md. Default "annealed" for MAP under a flow as noise model,
+            else "adam".
         smoothing: standard deviation of Gaussian noise added to the variable while annealing, on
-            its way to zero.
+            its way to zero. Default by strategy; so is tempering.
         tempering: weight of log p_noise at the start of annealing, in (0, 1], rising geometrically
             to 1: the prior decides first, the measurement sharpens later.
         tol, patience: an image stops when its best loss gains no more than tol (1 + |best|) in
@@ -138,6 +152,13 @@ def reconstruct(
     steps = chosen.steps if steps is None else steps
     lr = chosen.lr if lr is None else lr
     init = chosen.init if init is None else init
+    if strategy is None:
+        rugged = chosen.weight == "beta" and isinstance(noise, (Flow, PlacedFlow))
+        strategy = "annealed" if rugged else "adam"
+    require(strategy in STRATEGIES, _NAME, "strategy", f"one of {list(STRATEGIES)}", repr(strategy))
+    plan = STRATEGIES[strategy]
+    smoothing = plan.smoothing if smoothing is None else smoothing
+    tempering = plan.tempering if tempering is None else tempering
     check.numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)
     check.measurement(y)
     operator = check.as_operator(operator)
@@ -157,30 +178,53 @@ def reconstruct(
     with _unchanging(operator, prior, noise):
         fast = None
         if precision not in (None, "fp32") and type(prior) is RealNVP:
-            fast = _freeze(prior, precision), _freeze(noise, precision)
+            fast = freeze(prior, precision), freeze(noise, precision)
             polish = steps // 10 if polish is None else polish
-        exact = _freeze(prior), _freeze(noise)
+        exact = freeze(prior), freeze(noise)
         if fast and polish == 0:
             exact, fast = fast, None
-        problem = _Problem(method, y, operator, *exact, fast, weight, squared, init, readable)
+        problem = Problem(method, y, operator, *exact, fast, weight, squared, init, readable)
         check.start(init, y, exact[0])
         if y.shape[0] == 0:
             return _empty(y, exact[0], chosen)
         anneals = getattr(operator, "anneal", None) or smoothing > 0 or tempering < 1
         last = max(0.2 if anneals else 0.0, polish / steps if fast else 0.0)
 
-        def solve(part: _Problem, bar: tqdm, give_up: bool) -> Reconstruction:
+        def adam(part: Problem, start: Tensor, steps: int, lr: float, restart: int, bar: tqdm):
+            annealed = Annealed(part, smoothing, tempering, seed, restart)
+            return minimise(
+                annealed, start, steps=steps, lr=lr, schedule=schedule, tol=tol, patience=patience,
+                active=part.readable, anneal=annealed.anneal if last else None, exact=last,
+                constant=annealed.constant, callback=callback, bar=bar,
+            )  # fmt: skip
+
+        def descend(part: Problem, restart: int, steps: int, bar: tqdm) -> Solution:
+            """From one start, through the stages of the strategy."""
+            inside = int(plan.latent * steps) if method == "map_image" else 0
+            at_end = int(plan.lbfgs * steps)
+            if inside:
+                latent = replace(part, method="map_latent")
+                start = latent.start(restart, restarts, seed)
+                found = adam(latent, start, inside, lr, restart, bar)
+                start = objectives.generate(part.prior, found.best).detach()
+                more = adam(part, start, steps - inside - at_end, lr / 5, restart, bar)
+                found = _continued(found, more)
+            else:
+                start = part.start(restart, restarts, seed)
+                found = adam(part, start, steps - at_end, lr, restart, bar)
+            if at_end and Status.INTERRUPTED not in found.status:
+                evaluate = part.objective(part.prior, part.noise)
+                more = lbfgs(evaluate, found.best, steps=at_end, active=part.readable,
+                             callback=callback, bar=bar)  # fmt: skip
+                found = _continued(found, more)
+            return found
+
+        def solve(part: Problem, bar: tqdm, give_up: bool) -> Reconstruction:
             scored = part.noise if "noise" in chosen.needs else None
             check.shapes(part.y, part.operator, part.prior, scored)
             kept = None
             for restart in range(restarts):
-                annealed = _Annealed(part, smoothing, tempering, seed, restart)
-                solution = minimise(
-                    annealed, part.start(restart, restarts, seed), steps=0 if give_up else steps,
-                    lr=lr, schedule=schedule, tol=tol, patience=patience, active=part.readable,
-                    anneal=annealed.anneal if last else None, exact=last, callback=callback,
-                    bar=bar,
-                )  # fmt: skip
+                solution = descend(part, restart, 0 if give_up else steps, bar)
                 kept = _keep_better(kept, solution, by_error=method == "csgm")
                 give_up = give_up or Status.INTERRUPTED in solution.status
                 if give_up:
@@ -188,7 +232,7 @@ def reconstruct(
             if give_up:
                 kept.status = [Status.INTERRUPTED if s is Status.MAX_STEPS else s
                                for s in kept.status]  # fmt: skip
-            return _pack(kept, part.readable, part.prior, chosen)
+            return _pack(kept, part, chosen)
 
         shown = sys.stderr.isatty() if progress is None else progress
         found = _in_parts(problem, solve, steps * restarts, shown)
@@ -226,76 +270,7 @@ def measure(
 # --- parts ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What is solved, for a range of the images; ``fast`` is (prior, noise) of a fast precision."""
-
-    method: str
-    y: Tensor
-    operator: Any
-    prior: Any
-    noise: Any
-    fast: tuple[Any, Any] | None
-    weight: Tensor | None
-    squared: bool
-    init: str | Tensor
-    readable: Tensor
-    first: int = 0
-
-    def images(self, part: slice) -> _Problem:
-        if part == slice(0, len(self.y)):
-            return self
-        some = lambda v: v.images(part, tuple(self.y.shape)) if hasattr(v, "images") else v
-        each = lambda v: v[part] if isinstance(v, Tensor) and v.dim() > 0 else v
-        fast = (self.fast[0], some(self.fast[1])) if self.fast else None
-        return replace(
-            self, y=self.y[part], operator=some(self.operator), noise=some(self.noise), fast=fast,
-            weight=each(self.weight), init=each(self.init), readable=self.readable[part],
-            first=self.first + part.start,
-        )  # fmt: skip
-
-    def objective(self, prior: Any, noise: Any) -> objectives.Evaluate:
-        y, operator, weight = self.y, self.operator, self.weight
-        if self.method == "mle":
-            return objectives.mle(y, operator, prior, noise)
-        if self.method in ("map_latent", "map_image"):
-            return getattr(objectives, self.method)(y, operator, prior, noise, weight)
-        if self.method == "asim_proxy":
-            return objectives.asim_proxy(y, operator, prior, weight, self.squared)
-        return getattr(objectives, self.method)(y, operator, prior, weight)
-
-    def start(self, restart: int, restarts: int, seed: int) -> Tensor:
-        """The first variable of a restart: latents (B, N) or images (B, C, H, W)."""
-        y, prior, init = self.y, self.prior, self.init
-        batch, image = y.shape[0], METHODS[self.method].space == "image"
-        if isinstance(init, Tensor):
-            given_image = init.dim() == 4
-            start = init if given_image == image else _convert(init, prior, image)
-            return start + (_draw(start, restart, seed, 0.1, self.first) if restart else 0)
-        if init == "measurement":
-            guess = self.operator.guess(y) if hasattr(self.operator, "guess") else None
-            if guess is not None:
-                guess = guess.clamp(0, 1) * (1 - restart / restarts)
-                return guess if image else _convert(guess, prior, False)
-            init = "zeros"
-        z = y.new_zeros(batch, objectives.latent_size(prior))
-        if init == "draw" or restart > 0:
-            z = z + _draw(z, restart, seed, 1.0, self.first)
-        return objectives.generate(prior, z) if image else z
-
-
-def _freeze(part: Any, precision: str = "fp32") -> Any:
-    """A flow, or a noise model's flow, on the compiled engine; anything else as it is."""
-    if type(part) is RealNVP and part.location.dtype == torch.float32:
-        return part.freeze(precision)
-    frozen = _freeze(part.flow, precision) if hasattr(part, "flow") else None
-    if isinstance(frozen, FrozenFlow):
-        part = copy.copy(part)
-        part.flow = frozen
-    return part
-
-
-def _in_parts(problem: _Problem, solve, steps: int, shown: bool) -> Reconstruction:
+def _in_parts(problem: Problem, solve, steps: int, shown: bool) -> Reconstruction:
     """All images at once where they fit; else, or where memory runs out, fewer at a time."""
     batch = len(problem.y)
     each = memory.planned(problem.prior, problem.noise, problem.y)
@@ -335,11 +310,16 @@ def _in_parts(problem: _Problem, solve, steps: int, shown: bool) -> Reconstructi
 def _join(parts: list[Reconstruction]) -> Reconstruction:
     rows = max(len(part.history) for part in parts)
     together = lambda name: torch.cat([getattr(part, name) for part in parts])
+    optional = lambda name: None if getattr(parts[0], name) is None else together(name)
     return Reconstruction(
-        z=None if parts[0].z is None else together("z"),
+        z=optional("z"),
+        prior_overshoot=optional("prior_overshoot"),
         history=torch.cat([_longer(part.history, rows, part.loss) for part in parts], 1),
         status=[status for part in parts for status in part.status],
-        **{name: together(name) for name in ("x", "loss", "log_noise", "log_prior", "steps")},
+        **{
+            name: together(name)
+            for name in ("x", "noise", "loss", "log_noise", "log_prior", "steps")
+        },
     )
 
 
@@ -349,53 +329,10 @@ def _longer(history: Tensor, rows: int, loss: Tensor) -> Tensor:
     return torch.cat([history, tail.expand(rows - len(history), -1)])
 
 
-class _Annealed:
-    """An objective that is easier at first: a fast precision, noise on the variable, a faint
-    likelihood, an operator with ``anneal``. At time 1 it is the objective itself."""
-
-    def __init__(
-        self, problem: _Problem, smoothing: float, tempering: float, seed: int, restart: int
-    ):
-        self.evaluate = self.fast = problem.objective(problem.prior, problem.noise)
-        if problem.fast:
-            self.fast = problem.objective(*problem.fast)
-        self.operator_anneal = getattr(problem.operator, "anneal", None)
-        self.smoothing, self.tempering, self.seed = smoothing, tempering, seed
-        self.first, self.time = problem.first, 1.0
-        self.calls = (restart + 1) << 14  # apart from the streams of the starts
-
-    def anneal(self, t: float) -> None:
-        self.time = t
-        if self.operator_anneal is not None:
-            self.operator_anneal(t)
-
-    def __call__(self, variable: Tensor) -> objectives.Terms:
-        if self.time >= 1:
-            return self.evaluate(variable)
-        std = self.smoothing * (1 - self.time)
-        if std > 0:
-            self.calls += 1
-            variable = variable + _draw(variable, self.calls, self.seed, std, self.first)
-        terms = self.fast(variable)
-        if self.tempering == 1:
-            return terms
-        weight = self.tempering ** (1 - self.time)
-        return terms._replace(loss=terms.loss + (1 - weight) * terms.log_noise)
-
-
-def _draw(like: Tensor, stream: int, seed: int, std: float, first: int) -> Tensor:
-    """Gaussian draws; an image's depend on its size and (seed, stream, first + its index)."""
-    spread = torch.full((), std, dtype=like.dtype, device=like.device)
-    size = math.prod(like.shape[1:])
-    blocks = (size + 3) // 4  # a Philox offset holds four numbers
-    offset = (stream << 36) + first * blocks
-    draws = ops.gaussian_noise(0.0, spread, (like.shape[0], 4 * blocks), seed, offset)
-    return draws[:, :size].view(like.shape)
-
-
-def _convert(start: Tensor, prior: Any, to_image: bool) -> Tensor:
-    with torch.no_grad():
-        return prior.decode(start)[0] if to_image else prior.encode(start)[0]
+def _continued(before: Solution, after: Solution) -> Solution:
+    """Two stages as one solve."""
+    history = torch.cat([before.history, after.history])
+    return replace(after, history=history, steps=before.steps + after.steps)
 
 
 def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Solution:
@@ -415,7 +352,8 @@ def _keep_better(kept: Solution | None, new: Solution, by_error: bool) -> Soluti
     return Solution(pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps))
 
 
-def _pack(solution: Solution, readable: Tensor, prior, chosen) -> Reconstruction:
+def _pack(solution: Solution, problem: Problem, chosen) -> Reconstruction:
+    readable = problem.readable
     status = [
         s if ok else Status.BAD_MEASUREMENT for s, ok in zip(solution.status, readable.tolist())
     ]
@@ -424,13 +362,20 @@ def _pack(solution: Solution, readable: Tensor, prior, chosen) -> Reconstruction
     clear = lambda t: torch.where(lost.view(-1, *[1] * (t.dim() - 1)), torch.zeros_like(t), t)
     best = clear(solution.best)
     with torch.no_grad():
-        x = best if chosen.space == "image" else clear(objectives.generate(prior, best))
-    terms = [clear(t) for t in solution.terms]
+        x = best if chosen.space == "image" else clear(objectives.generate(problem.prior, best))
+        estimate = clear(problem.y - problem.operator(x))
+    terms = objectives.Terms(*(clear(t) for t in solution.terms))
     return Reconstruction(
-        x.detach(), None if chosen.space == "image" else best, *terms,
+        x.detach(), None if chosen.space == "image" else best, estimate, *terms,
+        _overshoot(problem.prior, terms.log_prior, chosen),
         torch.where(lost, torch.zeros_like(solution.history), solution.history),
         status, clear(solution.steps),
     )  # fmt: skip
+
+
+def _overshoot(prior: Any, log_prior: Tensor, chosen: objectives.Method) -> Tensor | None:
+    peak = getattr(prior, "info", {}).get("log_prob_peak") if "density" in chosen.needs else None
+    return None if peak is None else log_prior > peak + 0.05 * math.prod(prior.shape)
 
 
 def _empty(y: Tensor, prior, chosen) -> Reconstruction:
@@ -439,7 +384,8 @@ def _empty(y: Tensor, prior, chosen) -> Reconstruction:
     with torch.no_grad():
         x = objectives.generate(prior, z)
     return Reconstruction(
-        x, None if chosen.space == "image" else z, acc, acc, acc,
+        x, None if chosen.space == "image" else z, y, acc, acc, acc,
+        _overshoot(prior, acc, chosen),
         acc.view(0, 0), [], torch.zeros(0, dtype=torch.long, device=y.device),
     )  # fmt: skip
 

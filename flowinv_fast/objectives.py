@@ -68,7 +68,7 @@ def log_noise_of(noise: Any, y: Tensor, fx: Tensor) -> Tensor:
 
 def latent_size(prior: Any) -> int:
     """Numbers in a latent of a flow (N = C H W), or of a generator with ``latent_dim``."""
-    return math.prod(prior.shape) if hasattr(prior, "shape") else prior.latent_dim
+    return prior.latent_dim if hasattr(prior, "latent_dim") else math.prod(prior.shape)
 
 
 def generate(prior: Any, z: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 PYTHON_FLOORS = {
     "errors": 0, "typing": 0, "_files": 0, "_C": 0,
     "_backend": 3, "ops": 3,
-    "flows": 4, "noise": 4, "operators": 4, "data": 4, "metrics": 4,
+    "flows": 4, "generators": 4, "noise": 4, "operators": 4, "data": 4, "metrics": 4,
     "objectives": 5, "solvers": 5, "_checks": 5, "_memory": 5,
-    "_reconstruct": 6,
+    "_problem": 5, "_reconstruct": 6, "baselines": 6, "_separate": 6, "diagnostics": 6,
     "experiments": 7, "cli": 7,
 }  # fmt: skip
 C_FLOORS = {"common": 0, "tests": 0, "conditioner": 2, "bindings": 3}  # other families are floor 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
-from flows.test_frozen import errors, random_flow
+from flows.test_frozen import assert_exact, errors, random_flow
 from op_cases import CASES, IDS, acc
 from ops.test_ops import as_double, compare, tensors_of
 
@@ -50,7 +50,8 @@ def shim_module():
 
 @pytest.fixture
 def on_shim(shim_module, monkeypatch, seed):
-    """CPU tensors go to the CUDA launchers, with the workspace that these want."""
+    """CPU tensors go to the CUDA launchers, with the workspace that these want; all memory starts
+    as NaN."""
     random.seed(seed)
 
     def partials(batch, n, like):
@@ -62,26 +63,25 @@ def on_shim(shim_module, monkeypatch, seed):
     monkeypatch.setattr(_backend, "choice", "auto")
     monkeypatch.setattr(_backend, "place", lambda tensor: (0, 1, 0))
     monkeypatch.setattr(_backend, "partials", partials)
+    torch.use_deterministic_algorithms(True)  # torch.empty fills with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_cuda_kernel_equals_the_reference(case, on_shim):
-    """Under random schedules, for random shapes; outputs start as NaN."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            for _ in range(8):
-                arguments = case.draw(dtype, torch.device("cpu"))
-                lifted = arguments if "quantise" in case.name else as_double(arguments)
-                n = max(a.numel() for a in arguments if isinstance(a, torch.Tensor))
-                got = tensors_of(case.op(*arguments))
-                if dtype == torch.bfloat16:
-                    for a, b in zip(got, tensors_of(case.twin(*lifted)), strict=True):
-                        torch.testing.assert_close(a.double(), b.double(), rtol=0.02, atol=0.1)
-                else:
-                    compare(got, case.twin(*lifted), dtype, n)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    """Under random schedules, for random shapes."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for _ in range(8):
+            arguments = case.draw(dtype, torch.device("cpu"))
+            lifted = arguments if "quantise" in case.name else as_double(arguments)
+            n = max(a.numel() for a in arguments if isinstance(a, torch.Tensor))
+            got = tensors_of(case.op(*arguments))
+            if dtype == torch.bfloat16:
+                for a, b in zip(got, tensors_of(case.twin(*lifted)), strict=True):
+                    torch.testing.assert_close(a.double(), b.double(), rtol=0.02, atol=0.1)
+            else:
+                compare(got, case.twin(*lifted), dtype, n)
 
 
 @pytest.mark.parametrize("precision,bound", [("fp32", 3e-5), ("tf32", 0.02), ("bf16", 0.2)])
@@ -91,16 +91,15 @@ def test_frozen_flow_on_the_cuda_kernels(precision, bound, on_shim):
         ((1, 4, 4), {"hidden": 16, "scales": 2, "blocks": 1}),
         ((1, 3, 5), {"hidden": 64, "scales": 1, "blocks": 1}),
         ((3, 2, 2), {"hidden": 5, "scales": 1, "blocks": 0}),
+        ((32, 2, 2), {"hidden": 16, "scales": 1, "blocks": 0}),  # large tiles, most of them empty
     ):
         flow = random_flow(shape, 0.3, **config)
         frozen = flow.freeze(precision)
         assert frozen.compiled and frozen.work_bytes > 0
         for decode in (True, False):
             found = torch.cat([errors(flow, frozen, decode, b) for b in (0, 1, 2)], 1)
-            value, logdet, gradient = found
-            assert max(value.max(), logdet.max(), gradient.median()) < bound
-            exact = precision == "fp32"
-            assert exact or value.max() > 1e-5  # rounding that is there
+            assert_exact(found, bound, one_gradient=max(0.1, 10 * bound))
+            assert precision == "fp32" or found[0].max() > 1e-5  # rounding that is there
 
 
 def test_same_bits_for_every_schedule(on_shim):

@@ -132,7 +132,8 @@ struct AffineSink {
       }
     }
     total = warp_sum(total);
-    if (threadIdx.x % 32 == 0)
+    // A warp's last tile may lie beyond the rows, where no slot is.
+    if (threadIdx.x % 32 == 0 && std::int64_t(tile) * 16 < rows)
       partials[image * slots + std::int64_t(tile) * blocks + block] = total;
   }
 };

@@ -38,7 +38,7 @@ class FrozenFlow:
 
     Attributes:
         shape: (C, H, W) of the images.
-        config: of the RealNVP.
+        config, info: of the RealNVP.
         precision, device: what it was frozen for.
         compiled: whether the compiled engine runs it; else plain torch with folded weights.
         weight_bytes: size of the packed weights.
@@ -52,7 +52,7 @@ class FrozenFlow:
         dtype = flow.location.dtype
         require(dtype == torch.float32, "freeze", "flow", "a float32 flow", f"one of {dtype}")
         self.config: RealNVPConfig = flow.config
-        self.shape = flow.shape
+        self.shape, self.info = flow.shape, flow.info
         self.precision = precision
         device = torch.device(device) if device is not None else flow.location.device
         if device.type == "cuda" and device.index is None:

@@ -203,10 +203,13 @@ class Trainer:
             x = self.average.dequantise(x, 1, start * x[0].numel())
             bits.append(self.average.bits_per_dim(self.average.log_prob(x)))
         bits = torch.cat(bits)
+        clean = self.held_out[:1000].to(self.device).float() / 255
+        peak = max(self.average.log_prob(x).max().item() for x in clean.split(batch))
         result = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 3),
             "bits_per_dim": round(bits.mean().item(), 4),
+            "log_prob_peak": round(peak, 1),
             "held_out_images": len(self.held_out),
             "seconds": round(self.seconds, 1),
         }

@@ -27,12 +27,13 @@ class _Patterned(Gaussian):
         require(0 <= floor <= ceiling, name, "floor", f"a number in 0 .. {ceiling}", floor)
         self.level, self.mean = level, mean
         self.rate, self.floor, self.ceiling = rate, floor, ceiling
+        self._copies = {}
         self._kept: tuple[tuple, Tensor] | None = None
 
     def images(self, part: slice, shape: tuple[int, ...]) -> _Patterned:
         """The law of some images of a batch of measurements of this shape."""
         own = copy.copy(self)
-        own._kept = None
+        own._copies, own._kept = {}, None
         own.level, own.mean = cut(self.level, part, shape[:1]), cut(self.mean, part, shape)
         return own
 

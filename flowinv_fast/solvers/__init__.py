@@ -1,5 +1,7 @@
-"""The optimisation loop."""
+"""The optimisation loops, and plans that combine them."""
 
 from .gradient import Solution, Status, minimise
+from .lbfgs import lbfgs
+from .strategies import STRATEGIES, Strategy
 
-__all__ = ["Solution", "Status", "minimise"]
+__all__ = ["STRATEGIES", "Solution", "Status", "Strategy", "lbfgs", "minimise"]

@@ -57,6 +57,7 @@ def minimise(
     active: Tensor | None = None,
     anneal: Callable[[float], None] | None = None,
     exact: float = 0.2,
+    constant: bool = False,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
     bar: tqdm | None = None,
 ) -> Solution:
@@ -76,38 +77,47 @@ def minimise(
         anneal: called with t in [0, 1] before each evaluation: a continuation of the problem that
             is exact at t = 1, reached ``exact`` of the steps before the end. The best iterate is
             chosen among the exact ones.
+        constant: the problem is the same at every t below 1; ``anneal`` is then called once.
         callback: called with (step, losses (B,), variable) after each evaluation.
         bar: progress bar to advance.
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
-    first_exact = math.ceil((1 - exact) * steps) if anneal else 0
+    first_exact = steps - round(exact * steps) if anneal else 0
     state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
-    interrupted, step = False, 0
-    try:
-        for step in range(first_exact):
-            if not state.active.any():
+
+    def take(which: range, constant: bool) -> None:
+        advance, look = state.advance, 1
+        if constant and _capturable(start, len(which)):
+            advance, look = capture(state.advance, state.tensors()), _LOOK
+        for step in which:
+            if (step - which.start) % look == 0 and not state.active.any():
                 break
-            anneal(step / first_exact)
-            state.best_loss.fill_(-math.inf)  # nothing is best yet
-            state.advance()
+            if not constant:
+                anneal(step / first_exact)
+            advance()
             _report(state, step, callback, bar)
+
+    interrupted = False
+    try:
+        if first_exact and constant:
+            anneal(0.0)
+        if first_exact:
+            state.best_loss.fill_(-math.inf)  # nothing is best yet
+            take(range(first_exact), constant)
         if anneal:
             anneal(1.0)
         state.begin_exact(first_exact)
-        advance, look = state.advance, 1
-        if start.is_cuda and steps - first_exact >= _LOOK:
-            advance, look = capture(state.advance, state.tensors()), _LOOK
-        for step in range(first_exact, steps):
-            if step % look == 0 and not state.active.any():
-                break
-            advance()
-            _report(state, step, callback, bar)
+        take(range(first_exact, steps), True)
     except KeyboardInterrupt:
         interrupted = True
     if anneal:
         anneal(1.0)
     return state.solution(interrupted)
+
+
+def _capturable(start: Tensor, steps: int) -> bool:
+    return start.is_cuda and steps >= _LOOK
 
 
 class _Adam:
@@ -143,7 +153,7 @@ class _Adam:
 
     def advance(self) -> None:
         """One step. In place and without a read by the host: a CUDA graph can hold it."""
-        loss, grad = _value_and_gradient(self.evaluate, self.x)
+        loss, grad = value_and_gradient(self.evaluate, self.x)
         finite = torch.isfinite(loss)
         self.non_finite |= self.active & ~finite
         self.active &= finite
@@ -182,12 +192,12 @@ class _Adam:
 
 def _report(state: _Adam, step: int, callback, bar: tqdm | None) -> None:
     if callback:
-        callback(step, state.shown, state.x)
+        callback(step, state.shown.clone(), state.x.clone())  # the state's own change later
     if bar is not None:
         bar.update()
 
 
-def _value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:
     variable = x.detach().requires_grad_()
     with torch.enable_grad():
         loss = evaluate(variable).loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 _WARM_UP = 3
+_one_at_a_time = threading.Lock()  # torch captures one graph at a time in a process
 
 
 def capture(step: Callable[[], None], changed: list[Tensor]) -> Callable[[], None]:
@@ -22,25 +24,31 @@ def capture(step: Callable[[], None], changed: list[Tensor]) -> Callable[[], Non
         changed: all tensors that it changes; they are put back after the trial runs.
     """
     kept = [t.clone() for t in changed]
-    stream = torch.cuda.Stream()
-    try:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+    with torch.cuda.device(changed[0].device):
+        before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        try:
+            stream.wait_stream(before)
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    step()
+            before.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with (
+                _one_at_a_time,
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return graph.replay
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"solver: no CUDA graph, slower: {reason}", stacklevel=2)
-        return step
-    finally:
-        with torch.no_grad():
-            for tensor, before in zip(changed, kept):
-                tensor.copy_(before)
+            return graph.replay
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # a capture that fails to end leaves its own
+            torch.cuda.synchronize()
+            cause = error.__context__ or error  # the step's error, not that of ending the capture
+            if isinstance(cause, torch.cuda.OutOfMemoryError):
+                raise cause from None
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            warnings.warn(f"solver: no CUDA graph, slower: {reason}", stacklevel=2)
+            return step
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(changed, kept):
+                    tensor.copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,12 +70,24 @@ def errors(flow, frozen, decode: bool, batch: int, device="cpu") -> torch.Tensor
     return torch.stack([worst(g.cpu().double() - w) / worst(w) for g, w in zip(got, want)])
 
 
-def assert_exact(errors: torch.Tensor, bound: float) -> None:
+def assert_exact(errors: torch.Tensor, bound: float, one_gradient: float = 0.1) -> None:
     """All values, and most gradients: rounding may turn the sign of one ReLU among the thousands of
     an image, which moves its gradient by a step that no precision removes."""
+    assert torch.isfinite(errors).all()
+    if errors.numel() == 0:
+        return
     value, logdet, gradient = errors
-    assert errors.numel() == 0 or max(value.max(), logdet.max(), gradient.median()) < bound
-    assert errors.numel() == 0 or gradient.max() < 0.1
+    assert max(value.max(), logdet.max(), gradient.median()) < bound
+    assert gradient.max() < one_gradient
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_the_comparison_refuses_nan(row):
+    errors = torch.zeros(3, 4)
+    assert_exact(errors, 1e-5)
+    errors[row, row] = math.nan
+    with pytest.raises(AssertionError):
+        assert_exact(errors, 1e-5)
 
 
 @pytest.mark.parametrize("decode", [True, False])

@@ -55,6 +55,25 @@ def test_gaussian_density_and_gradient(mean_shape, std_shape):
     )
 
 
+def test_parameters_are_copied_to_another_device_once():
+    """A CUDA graph can hold no copy from the host. Meta tensors stand in for a GPU's."""
+    std, mean = torch.rand(4) + 1, torch.rand(4)
+    like = torch.empty(2, 4, device="meta")
+    for law in (noise.Gaussian(std, mean), noise.Sinusoidal(0.2, mean)):
+        first = law._like("mean", like)
+        assert first.device.type == "meta" and law._like("mean", like) is first
+        assert law._like("mean", like.double()).dtype == torch.float64
+        assert law._like("mean", like) is first  # a graph may stand on it
+        assert law.images(slice(0, 1), (2, 4))._like("mean", like) is not first
+        mean += 1
+        changed = law._like("mean", like)
+        assert changed is not first
+        law.mean = mean.clone()
+        assert law._like("mean", like) is not changed
+    law = noise.Gaussian(std, mean)
+    assert law.std_like(like) is law.std_like(like)
+
+
 def test_gaussian_of_an_empty_batch():
     assert noise.Gaussian(0.1).log_prob(torch.zeros(0, 2, 3)).shape == (0,)
     assert noise.Gaussian(0.1).sample((0, 2, 3)).shape == (0, 2, 3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import pytest
 import torch
 from flows.test_frozen import random_flow
@@ -9,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowinv_fast as ff
 from flowinv_fast import noise, objectives, operators
+from flowinv_fast.solvers import graph as _graph
 from flowinv_fast.solvers.gradient import _Adam
 
 SHAPE = (1, 8, 8)
@@ -36,6 +40,7 @@ OPERATORS = {
 }
 LAWS = {
     "gaussian": lambda: noise.Gaussian(0.3, 0.1),
+    "maps": lambda: noise.Gaussian(0.2 + torch.rand(SHAPE), torch.randn(3, 1, 1, 1)),
     "sinusoidal": lambda: noise.Sinusoidal(0.2),
     "radial": lambda: noise.Radial(0.5),
     "flow": lambda: noise.Flow(random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1).freeze()),
@@ -92,11 +97,97 @@ def test_patience_is_counted_on_the_device():
     assert int(state.taken) == 6
 
 
+class FakeCuda:
+    """torch.cuda as ``capture`` uses it. As in torch, a capture that is broken raises where it
+    should end, and leaves its stream the current one."""
+
+    OutOfMemoryError = torch.cuda.OutOfMemoryError
+
+    def __init__(self):
+        self.device_now, self.captured = None, {}
+        self.stream_now = self.default = self.Stream()
+        self.synchronize = lambda: None
+        self.current_stream = lambda: self.stream_now
+        self.CUDAGraph = lambda: types.SimpleNamespace(replay="replay")
+
+    def Stream(self):
+        return types.SimpleNamespace(device=self.device_now, wait_stream=lambda other: None)
+
+    def set_stream(self, stream):
+        self.stream_now = stream
+
+    @contextlib.contextmanager
+    def device(self, device):
+        self.device_now = device
+        yield
+        self.device_now = None
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.stream_now = self.stream_now, stream
+        try:
+            yield
+        finally:
+            self.stream_now = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        assert _graph._one_at_a_time.locked()
+        self.captured = {"stream": stream, "mode": capture_error_mode}
+        before, self.stream_now = self.stream_now, stream
+        try:
+            yield
+        except BaseException:
+            raise RuntimeError("capture invalidated") from None
+        self.stream_now = before
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    cuda = FakeCuda()
+    fake = types.SimpleNamespace(cuda=cuda, no_grad=torch.no_grad)
+    monkeypatch.setattr(_graph, "torch", fake)
+    return cuda
+
+
+def test_capture_stays_on_the_tensors_device_and_to_itself(fake_cuda):
+    value, seen = torch.zeros(2), []
+
+    def step():
+        value.add_(1)
+        seen.append((fake_cuda.device_now, fake_cuda.stream_now))
+
+    assert _graph.capture(step, [value]) == "replay"
+    assert {device for device, _ in seen} == {value.device}
+    assert {id(stream) for _, stream in seen} == {id(fake_cuda.captured["stream"])}
+    assert fake_cuda.captured["stream"].device == value.device
+    assert fake_cuda.captured["mode"] == "thread_local"
+    assert fake_cuda.stream_now is fake_cuda.default and torch.equal(value, torch.zeros(2))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError, torch.cuda.OutOfMemoryError])
+def test_a_broken_capture_tells_why_and_leaves_the_stream(kind, fake_cuda):
+    value, calls = torch.zeros(2), []
+
+    def step():
+        value.add_(1)
+        calls.append(0)
+        if len(calls) > 3:  # after the trial runs
+            raise kind("mine\nand more")
+
+    if kind is torch.cuda.OutOfMemoryError:  # for reconstruct, which halves the batch
+        with pytest.raises(kind, match="mine"):
+            _graph.capture(step, [value])
+    else:
+        with pytest.warns(UserWarning, match="no CUDA graph, slower: mine$"):
+            assert _graph.capture(step, [value]) is step
+    assert fake_cuda.stream_now is fake_cuda.default and torch.equal(value, torch.zeros(2))
+    assert not _graph._one_at_a_time.locked()
+
+
 @needs_cuda
 @pytest.mark.parametrize("operator,law", CASES)
 def test_a_captured_solve_equals_the_plain_one(operator, law, recwarn):
-    from flowinv_fast.solvers.graph import capture
-
     law = LAWS[law]()
     if isinstance(law, noise.Flow):
         law.flow = random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1).freeze(device="cuda")
@@ -104,7 +195,7 @@ def test_a_captured_solve_equals_the_plain_one(operator, law, recwarn):
     plain = state_of(OPERATORS[operator](), law, device="cuda")
     torch.manual_seed(0)
     other = state_of(OPERATORS[operator](), law, device="cuda")
-    replay = capture(other.advance, other.tensors())
+    replay = _graph.capture(other.advance, other.tensors())
     assert not recwarn.list
     for _ in range(20):
         plain.advance()
