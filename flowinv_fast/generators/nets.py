@@ -1,0 +1,130 @@
+"""DCGAN (Radford et al., 2016) and a convolutional VAE (Kingma and Welling, 2014)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import require
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that fixes the shape of a generator.
+
+    Args:
+        shape: (C, H, W) of the images; H and W equal, 4 or 7 times a power of two: 28, 32, 56, 64.
+        kind: "dcgan" or "vae".
+        latent_dim: numbers in a latent.
+        width: channels of the last hidden layer; doubled at every halving of the size.
+    """
+
+    shape: tuple[int, int, int]
+    kind: str = "dcgan"
+    latent_dim: int = 64
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        check = lambda ok, name, want: require(
+            ok, "GeneratorConfig", name, want, getattr(self, name)
+        )
+        whole = lambda n: isinstance(n, int) and not isinstance(n, bool) and n >= 1
+        good = isinstance(self.shape, (tuple, list)) and len(self.shape) == 3
+        check(good and all(whole(n) for n in self.shape), "shape", "three positive sizes")
+        object.__setattr__(self, "shape", tuple(self.shape))
+        side = self.shape[1]
+        doublings = math.log2(side / self.base) if side >= 8 else 0.0
+        good = side == self.shape[2] and doublings >= 1 and doublings.is_integer()
+        check(good, "shape", "H = W = 4 or 7 times a power of two, from 8 on")
+        check(self.kind in ("dcgan", "vae"), "kind", "'dcgan' or 'vae'")
+        check(whole(self.latent_dim), "latent_dim", "an integer of at least 1")
+        check(whole(self.width), "width", "an integer of at least 1")
+
+    @property
+    def base(self) -> int:
+        """Side of the smallest map."""
+        return 7 if self.shape[1] % 7 == 0 else 4
+
+    @property
+    def doublings(self) -> int:
+        """Layers that double the side."""
+        return int(math.log2(self.shape[1] / self.base))
+
+    def to_dict(self) -> dict:
+        """Plain values, as stored in the header of a weights file."""
+        return asdict(self)
+
+
+def _upward(config: GeneratorConfig) -> nn.Sequential:
+    """Latent (B, latent_dim) to image (B, C, H, W) in (0, 1)."""
+    channels = config.width * 2 ** (config.doublings - 1)
+    layers: list[nn.Module] = [
+        nn.Linear(config.latent_dim, channels * config.base**2, bias=False),
+        nn.Unflatten(1, (channels, config.base, config.base)),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    ]
+    for _ in range(config.doublings - 1):
+        layers += [
+            nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(),
+        ]
+        channels //= 2
+    layers += [nn.ConvTranspose2d(channels, config.shape[0], 4, 2, 1), nn.Sigmoid()]
+    return nn.Sequential(*layers)
+
+
+def _downward(config: GeneratorConfig, outputs: int, normalise: bool) -> nn.Sequential:
+    """Image to numbers: the discriminator of a DCGAN, or the encoder of a VAE."""
+    layers: list[nn.Module] = []
+    before, channels = config.shape[0], config.width
+    for i in range(config.doublings):
+        layers.append(nn.Conv2d(before, channels, 4, 2, 1))
+        if normalise and i > 0:
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(nn.LeakyReLU(0.2))
+        before, channels = channels, 2 * channels
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * config.base**2, outputs))
+
+
+class _Generator(nn.Module):
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.image_shape, self.latent_dim = config.shape, config.latent_dim
+        self.generator = _upward(config)
+        self.info: dict = {}  # provenance, filled by load_generator
+
+    def forward(self, z: Tensor) -> Tensor:
+        """G(z): latents (B, latent_dim) to images (B, C, H, W) in (0, 1)."""
+        return self.generator(z)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images (n, C, H, W): G of standard normal latents."""
+        device = next(self.parameters()).device
+        return self(torch.randn(n, self.latent_dim, generator=generator, device=device))
+
+
+class DCGAN(_Generator):
+    """The generator of a DCGAN; transposed convolutions with batch normalisation."""
+
+
+class VAE(_Generator):
+    """The decoder of a VAE: the mean image of a latent."""
+
+
+def make(config: GeneratorConfig) -> _Generator:
+    """An untrained generator of the configured kind."""
+    return {"dcgan": DCGAN, "vae": VAE}[config.kind](config)
+
+
+def companion(config: GeneratorConfig) -> nn.Sequential:
+    """What it is trained with: a discriminator (one logit), or an encoder (mean, log-variance)."""
+    if config.kind == "dcgan":
+        return _downward(config, 1, normalise=True)
+    return _downward(config, 2 * config.latent_dim, normalise=False)

@@ -1,0 +1,450 @@
+"""Generators: shapes, weights files and every way they can be wrong, training, use as priors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_names
+from safetensors.torch import load_file, save_file
+
+import flowinv_fast as ff
+from flowinv_fast import noise, operators
+from flowinv_fast.data import load_images, sample_images
+from flowinv_fast.errors import SolverError
+from flowinv_fast.generators import (
+    DCGAN,
+    VAE,
+    GeneratorConfig,
+    available_generators,
+    load_generator,
+    save_generator,
+)
+from flowinv_fast.generators.nets import companion, make
+from flowinv_fast.generators.train import GeneratorTraining, _gan_step, _vae_step, train_generator
+
+KINDS = {"dcgan": DCGAN, "vae": VAE}
+
+
+def small(kind: str = "vae", side: int = 8, channels: int = 1) -> GeneratorConfig:
+    return GeneratorConfig((channels, side, side), kind, latent_dim=6, width=4)
+
+
+def moved(config: GeneratorConfig) -> torch.nn.Module:
+    """A generator with every weight and running average away from where it starts."""
+    generator = make(config)
+    generator.train()(torch.randn(20, config.latent_dim))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return generator.eval()
+
+
+def clothes() -> torch.Tensor:
+    """The shipped test images as uint8."""
+    return (255 * sample_images("fashion-28")).round().to(torch.uint8)
+
+
+# --- the maps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 14, 28, 32, 56, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_and_range(kind, side, channels):
+    config = small(kind, side, channels)
+    generator = make(config)
+    assert type(generator) is KINDS[kind]
+    assert generator.latent_dim == 6 and generator.image_shape == (channels, side, side)
+    x = generator(3 * torch.randn(5, 6))
+    assert x.shape == (5, channels, side, side) and ((x > 0) & (x < 1)).all()
+    outputs = {"dcgan": 1, "vae": 12}[kind]
+    assert companion(config)(x).shape == (5, outputs)
+
+
+def test_width_doubles_at_every_halving():
+    convolutions = [m for m in make(small(side=32)).modules() if hasattr(m, "kernel_size")]
+    assert [m.in_channels for m in convolutions] == [16, 8, 4]
+
+
+def test_images_do_not_influence_one_another_in_evaluation():
+    generator, z = moved(small()), torch.randn(4, 6)
+    torch.testing.assert_close(generator(z)[2], generator(z[2:3])[0])
+
+
+def test_sample_is_the_image_of_normal_latents():
+    generator = moved(small())
+    seeded = lambda: torch.Generator().manual_seed(3)
+    x = generator.sample(7, seeded())
+    assert torch.equal(x, generator(torch.randn(7, 6, generator=seeded()))) and not x.requires_grad
+    assert generator.sample(0).shape == (0, 1, 8, 8)
+
+
+BAD_CONFIG = {
+    "shape-number": ("shape", {"shape": 28}),
+    "shape-rank": ("shape", {"shape": (28, 28)}),
+    "shape-zero": ("shape", {"shape": (0, 28, 28)}),
+    "shape-half": ("shape", {"shape": (1, 28.5, 28.5)}),
+    "shape-text": ("shape", {"shape": ("a", "b", "c")}),
+    "shape-oblong": ("shape", {"shape": (1, 28, 32)}),
+    "shape-side": ("shape", {"shape": (1, 24, 24)}),
+    "shape-small": ("shape", {"shape": (1, 7, 7)}),
+    "kind": ("kind", {"kind": "flow"}),
+    "latent_dim": ("latent_dim", {"latent_dim": 0}),
+    "latent_dim-half": ("latent_dim", {"latent_dim": 2.5}),
+    "width": ("width", {"width": 0}),
+    "width-type": ("width", {"width": "wide"}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIG)
+def test_bad_config_is_named(case):
+    argument, change = BAD_CONFIG[case]
+    assert_names(argument, lambda: GeneratorConfig(**{"shape": (1, 28, 28), **change}))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_is_exact(kind, tmp_path):
+    generator, path = moved(small(kind, 28, 3)), tmp_path / "a.safetensors"
+    save_generator(generator, path, {"data": "none"})
+    again = load_generator(path)
+    assert type(again) is KINDS[kind] and again.config == generator.config
+    assert again.info == {"data": "none"} and not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    assert set(again.state_dict()) == set(generator.state_dict())
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    z = torch.randn(3, 6)
+    assert torch.equal(again(z), generator(z))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_half_storage_is_half_as_large_and_nearly_the_same(tmp_path):
+    generator, z = moved(small(side=32)), torch.randn(3, 6)
+    for name, dtype in (("h", torch.float16), ("f", None)):
+        save_generator(generator, tmp_path / name, dtype=dtype)
+    half, whole = ((tmp_path / name).stat().st_size for name in "hf")
+    assert half < 0.75 * whole
+    again = load_generator(tmp_path / "h")
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    torch.testing.assert_close(again(z), generator(z), rtol=0, atol=0.02)
+
+
+def with_header(path: Path, text: str, good: Path) -> Path:
+    """The weights of a good file under another header."""
+    save_file(load_file(good), path, metadata={"flowinv_fast": text})
+    return path
+
+
+def test_wrong_files(tmp_path):
+    good = tmp_path / "good.safetensors"
+    save_generator(moved(small()), good)
+    raw = good.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    at = 8 + int(torch.randint(length - 20, ()))
+    texts = {
+        "cut.safetensors": raw[:-100],
+        "cut-in-header.safetensors": raw[: length // 2],
+        "empty.safetensors": b"",
+        "longer.safetensors": raw + bytes(10),
+        "damaged.safetensors": raw[:at] + b"\xff\x00\xff" + raw[at + 3 :],
+        "pickled.safetensors": pickle.dumps({"a": 1}),
+    }
+    paths = [tmp_path / "missing.safetensors", tmp_path / "folder"]
+    (tmp_path / "folder").mkdir()
+    for name, content in texts.items():
+        (tmp_path / name).write_bytes(content)
+        paths.append(tmp_path / name)
+    flow = ff.RealNVP(ff.RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0))
+    ff.save_flow(flow, tmp_path / "flow.safetensors")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    paths += [tmp_path / "flow.safetensors", tmp_path / "other.safetensors"]
+    header = {"format": "flowinv_fast.generator.1", "config": small().to_dict(), "info": {}}
+    changed = {
+        "not-json": "{",
+        "a-list": "[1]",
+        "another-format": json.dumps({**header, "format": "flowinv_fast.generator.9"}),
+        "no-config": json.dumps({"format": header["format"], "info": {}}),
+        "no-info": json.dumps({"format": header["format"], "config": header["config"]}),
+        "config-not-a-dict": json.dumps({**header, "config": 3}),
+        "unknown-field": json.dumps({**header, "config": {**header["config"], "depth": 3}}),
+        "impossible": json.dumps({**header, "config": {**header["config"], "shape": [1, 9, 9]}}),
+        "other-width": json.dumps({**header, "config": {**header["config"], "width": 8}}),
+    }
+    for name, text in changed.items():
+        paths.append(with_header(tmp_path / f"{name}.safetensors", text, good))
+    for path in paths:
+        message = assert_names("name_or_path", lambda path=path: load_generator(path))
+        assert str(path) in message and message.startswith("load_generator: ")
+    assert load_generator(with_header(tmp_path / "same", json.dumps(header), good)).info == {}
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path, generator = tmp_path / "a.safetensors", moved(small())
+    save_generator(generator, path)
+    before = path.read_bytes()
+
+    def fails_half_way(tensors, name, metadata):
+        Path(name).write_bytes(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(TypeError):
+        save_generator(moved(small()), path, {"not": {"for": object()}})
+    monkeypatch.setattr("flowinv_fast.generators.io.save_file", fails_half_way)
+    with pytest.raises(OSError, match="no space left"):
+        save_generator(moved(small()), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_unknown_name_lists_the_shipped_generators():
+    message = assert_names("name_or_path", lambda: load_generator("no-such-generator"))
+    assert all(name in message for name in available_generators())
+
+
+# --- the shipped ones, as priors -----------------------------------------------------------------
+
+SHIPPED = sorted(available_generators())
+
+
+def images_like(name: str, count: int | None = None) -> torch.Tensor:
+    """Real images of the kind that a shipped generator learnt."""
+    return sample_images(f"{name.split('-')[0]}-28", count)
+
+
+def test_what_is_shipped_says_where_it_is_from():
+    assert {"fashion-dcgan-28", "fashion-vae-28"} <= set(SHIPPED)
+    for info in available_generators().values():
+        assert {"data", "licence", "hardware", "seconds", "training", "loss"} <= set(info)
+    folder = Path(ff.__file__).parent / "data" / "generators"
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 2e6
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_generators_draw_what_they_learnt(name):
+    """Draws are brighter and darker where real images are: pixel means correlate."""
+    generator, real = load_generator(name), images_like(name)
+    assert type(generator) is KINDS[name.split("-")[1]]
+    assert generator.info == available_generators()[name]
+    x = generator.sample(200)
+    assert x.shape == (200, 1, 28, 28) and x.std(0).mean() > 0.05  # not one image
+    means = torch.stack([x.mean(0).flatten(), real.mean(0).flatten()])
+    assert torch.corrcoef(means)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("method", ["mle", "csgm"])
+def test_shipped_generators_reconstruct(name, method):
+    """A few steps lower the loss, which is that of the image returned."""
+    generator, operator = load_generator(name), operators.GaussianSensing(100, (1, 28, 28))
+    y, law = operator(images_like(name, 2)), noise.Gaussian(0.1)
+    got = ff.reconstruct(
+        y, operator, generator, law, method=method, lam=0.1, steps=15, progress=False,
+        seed=torch.randint(2**31, ()).item(),
+    )  # fmt: skip
+    assert (got.loss < got.history[0]).all()
+    torch.testing.assert_close(got.x, generator(got.z))
+    error = (y - operator(got.x)).square().sum(1)
+    want = error + 0.1 * got.z.square().sum(1) if method == "csgm" else -law.log_prob(got.noise)
+    torch.testing.assert_close(got.loss, want, rtol=1e-4, atol=1e-3)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def trained(folder, kind="vae", images=None, **options):
+    seed = torch.randint(2**31, ()).item()
+    options = {"epochs": 2, "batch": 8, "lr": 3e-3, "seed": seed, **options}
+    images = clothes() if images is None else images
+    config = GeneratorConfig(tuple(images.shape[1:]), kind, latent_dim=6, width=4)
+    return train_generator(config, GeneratorTraining(**options), images, folder, progress=False)
+
+
+def logged(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def error(generator: torch.nn.Module) -> float:
+    """Squared distance of the mean draw from the mean real image."""
+    mean = sample_images("fashion-28").mean(0)
+    return (generator.sample(100).mean(0) - mean).square().mean().item()
+
+
+def test_vae_learns_real_images(tmp_path):
+    generator = trained(tmp_path, epochs=40, lr=5e-3)
+    losses = [facts["loss"] for facts in logged(tmp_path)]
+    assert len(losses) == 40 and losses[-1] < 0.8 * losses[0]
+    assert error(generator) < 0.7 * error(make(generator.config).eval())
+
+
+def test_dcgan_moves_towards_real_images(tmp_path):
+    generator = trained(tmp_path, "dcgan", epochs=40, lr=2e-3)
+    assert error(generator) < 0.8 * error(make(generator.config).eval())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_weights(kind, tmp_path):
+    runs = [trained(tmp_path / str(i), kind, seed=seed) for i, seed in enumerate((5, 5, 6))]
+    same, again, other = (run.state_dict() for run in runs)
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert not all(torch.equal(same[name], other[name]) for name in same)
+
+
+def test_the_seed_decides_the_first_weights(tmp_path):
+    one, other = (trained(tmp_path / str(i), seed=i, lr=1e-12, epochs=1) for i in range(2))
+    first = lambda net: next(net.parameters())
+    assert (first(one) - first(other)).abs().max() > 0.01
+
+
+def test_an_epoch_shows_every_image_once_in_another_order(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "flowinv_fast.generators.train._vae_step",
+        lambda decoder, encoder, optimisers, x, random: seen.append(x) or 0.0,
+    )
+    trained(tmp_path, epochs=2)
+    assert [len(x) for x in seen] == [8] * 8
+    real, epochs = sample_images("fashion-28").flatten(1), torch.cat(seen).flatten(1).split(32)
+    distances = [torch.cdist(epoch.double(), real.double()) for epoch in epochs]
+    orders = [distance.argmin(1).tolist() for distance in distances]
+    assert all(distance.amin(1).max() < 1e-4 for distance in distances)
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(32)) and orders[0] != orders[1]
+
+
+def test_training_leaves_torchs_generators(tmp_path):
+    before = torch.get_rng_state()
+    train_generator(
+        small(), GeneratorTraining(1, 8), clothes()[..., :8, :8], tmp_path, progress=False
+    )
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_training_leaves(tmp_path):
+    generator = trained(tmp_path, epochs=1.5)  # rounded up
+    assert not generator.training and not any(p.requires_grad for p in generator.parameters())
+    again, z = load_generator(tmp_path / "generator.safetensors"), torch.randn(3, 6)
+    assert torch.equal(again(z), generator(z)) and again.info == generator.info
+    assert [facts["epoch"] for facts in logged(tmp_path)] == [1, 2]
+    assert again.info["images"] == 32 and again.info["training"]["batch"] == 8
+    names = {"generator.safetensors", "samples.png", "log.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "samples.png").rename(tmp_path / "folder" / "samples.png")
+    pictures = load_images(tmp_path / "folder")
+    assert pictures.shape == (1, 3, 2 * (8 * 29 + 1), 2 * (8 * 29 + 1))
+
+
+def test_training_stops_after_its_minutes(tmp_path):
+    options = GeneratorTraining(epochs=50, batch=8)
+    train_generator(small(), options, clothes()[..., :8, :8], tmp_path, progress=False, minutes=0.0)
+    assert len(logged(tmp_path)) == 1
+
+
+def test_fewer_images_than_a_batch_and_colour(tmp_path):
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    assert trained(tmp_path, images=images, batch=128).sample(2).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_lost_ends_training_and_keeps_the_last_good_file(kind, tmp_path):
+    trained(tmp_path, kind, epochs=1)
+    before = (tmp_path / "generator.safetensors").read_bytes()
+    with pytest.raises(SolverError, match="not finite in epoch 1"):
+        trained(tmp_path, kind, lr=1e30, epochs=1)
+    assert (tmp_path / "generator.safetensors").read_bytes() == before
+
+
+class Standing(torch.optim.SGD):
+    """An optimiser that leaves the weights and keeps the gradients."""
+
+    def __init__(self, net):
+        super().__init__(net.parameters(), lr=0.0)
+
+
+def pair(kind: str) -> tuple:
+    config = small(kind)
+    generator, other = make(config).eval(), companion(config).eval()
+    return generator, other, (Standing(generator), Standing(other))
+
+
+def test_vae_loss_is_minus_the_evidence_lower_bound():
+    decoder, encoder, optimisers = pair("vae")
+    x = torch.rand(5, 1, 8, 8)
+    got = _vae_step(decoder, encoder, optimisers, x, torch.Generator().manual_seed(1))
+    mean, log_variance = encoder(x).chunk(2, 1)
+    q = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    epsilon = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    p = torch.distributions.Bernoulli(decoder(q.loc + q.scale * epsilon), validate_args=False)
+    divergence = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+    want = -p.log_prob(x).flatten(1).sum(1) + divergence.sum(1)
+    assert abs(got - want.mean().item()) < 1e-3 * abs(got)
+    for net in (decoder, encoder):
+        weights = list(net.parameters())
+        grads = torch.autograd.grad(want.mean(), weights, retain_graph=True)
+        for weight, grad in zip(weights, grads):
+            torch.testing.assert_close(weight.grad, grad, rtol=1e-3, atol=1e-4)
+
+
+def test_gan_losses_are_the_non_saturating_ones():
+    generator, critic, optimisers = pair("dcgan")
+    x = torch.rand(5, 1, 8, 8)
+    got = _gan_step(generator, critic, optimisers, x, torch.Generator().manual_seed(1))
+    fake = generator(torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
+    entropy = torch.nn.functional.binary_cross_entropy
+    real, made = critic(x).sigmoid(), critic(fake).sigmoid()
+    want = entropy(real, torch.ones(5, 1)) + entropy(made, torch.zeros(5, 1))
+    assert abs(got - want.item()) < 1e-4
+    weights = list(generator.parameters())
+    grads = torch.autograd.grad(entropy(made, torch.ones(5, 1)), weights)
+    for weight, grad in zip(weights, grads):
+        torch.testing.assert_close(weight.grad, grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_moves_both_nets(kind):
+    config = small(kind)
+    nets = make(config), companion(config)
+    before = [torch.nn.utils.parameters_to_vector(net.parameters()).clone() for net in nets]
+    step = {"vae": _vae_step, "dcgan": _gan_step}[kind]
+    optimisers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    step(*nets, optimisers, torch.rand(5, 1, 8, 8), torch.Generator().manual_seed(1))
+    for net, old in zip(nets, before):
+        assert not torch.equal(torch.nn.utils.parameters_to_vector(net.parameters()), old)
+
+
+BAD_IMAGES = {
+    "type": [1],
+    "dtype": torch.zeros(4, 1, 8, 8),
+    "shape": torch.zeros(4, 1, 8, 9, dtype=torch.uint8),
+    "channels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+    "rank": torch.zeros(4, 8, 8, dtype=torch.uint8),
+    "one": torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+    "none": torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_images_are_named(case, tmp_path):
+    run = lambda: train_generator(
+        small(), GeneratorTraining(1, 2), BAD_IMAGES[case], tmp_path / "new", progress=False
+    )
+    assert_names("images", run)
+    assert not (tmp_path / "new").exists()
+
+
+BAD_TRAINING = [
+    ("epochs", 0), ("epochs", float("inf")), ("batch", 0), ("batch", 2.5), ("lr", 0.0),
+    ("lr", float("nan")), ("lr", "fast"), ("seed", -1), ("seed", 0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argument, value", BAD_TRAINING)
+def test_bad_training_is_named(argument, value):
+    assert_names(argument, lambda: GeneratorTraining(**{argument: value}))
