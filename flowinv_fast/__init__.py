@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from . import metrics, noise, operators, ops
 from ._backend import build_info, show_config
 from ._reconstruct import Reconstruction, measure, reconstruct
+from ._separate import separate
+from .diagnostics import recovery_bound, sample_posterior
 from .errors import ArgumentError, SolverError
 from .flows import FrozenFlow, RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
 from .solvers import Status
@@ -35,6 +37,9 @@ __all__ = [
     "operators",
     "ops",
     "reconstruct",
+    "recovery_bound",
+    "sample_posterior",
     "save_flow",
+    "separate",
     "show_config",
 ]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from .errors import ArgumentError, SolverError
 
@@ -17,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_reproduce(commands)
     _add_train(commands)
     _add_info(commands)
     arguments = parser.parse_args(argv)
@@ -63,6 +68,77 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_reproduce(commands: argparse._SubParsersAction) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run the paper's experiments, with every method and baseline",
+        description="Tunes every method on images outside the test set, solves the test images and "
+        "writes results.json, curves, panels and report.html. Running the same command again goes "
+        "on where a run stopped.",
+    )
+    add = reproduce.add_argument
+    add(
+        "task",
+        nargs="*",
+        metavar="TASK",
+        help="digits, cs-sinusoidal, denoise-sinusoidal, denoise-radial, cs-1bit, sensitivity, ood",
+    )
+    add("--all", action="store_true", help="every task")
+    add(
+        "--signal", default="fashion-28", help="fashion-28 (default) or mnist-28: images and priors"
+    )
+    add("--images", type=int, help="test images a task (default 24 shipped ones, 100 with --test)")
+    add(
+        "--test", default="", metavar="FILE", help="test images, IDX or .npy: the paper's selection"
+    )
+    add("--tuning", default="", metavar="FILE", help="images to choose hyperparameters on")
+    add("--digits", default="", metavar="FILE", help="test digits for the digits task")
+    add("--other", default="", metavar="FILE", help="test images of the other signal, for ood")
+    add("--seed", type=int, default=0, help="seed of everything random")
+    add("--steps", type=int, default=200, help="steps of every solve")
+    add("--quick", action="store_true", help="four images, 60 steps, short sweeps")
+    add("--config", metavar="TOML", help="a configuration instead of the options above")
+    add("--out", default="reproduction", help="folder for the results")
+    add("--jobs", type=int, default=1, help="processes that share the work and the threads")
+    add("--threads", type=int, help="CPU threads")
+    add("--quiet", action="store_true", help="no progress bar")
+    reproduce.set_defaults(run=_reproduce)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .errors import require
+    from .experiments.config import TASKS, ReproduceConfig
+    from .experiments.report import claims
+    from .experiments.runner import reproduce
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.config:
+        config = ReproduceConfig.load(arguments.config)
+    else:
+        require(arguments.all or arguments.task, "reproduce", "TASK", f"names of {TASKS}, or --all",
+                "none")  # fmt: skip
+        images = arguments.images
+        if images is None:
+            images = 100 if arguments.test else 24
+        config = ReproduceConfig(
+            tasks=TASKS if arguments.all else tuple(arguments.task), signal=arguments.signal,
+            images=images, seed=arguments.seed,
+            steps=arguments.steps, test_file=arguments.test, tuning_file=arguments.tuning,
+            digit_file=arguments.digits, other_file=arguments.other,
+        )  # fmt: skip
+    if arguments.quick:
+        config = config.shortened()
+    progress = False if arguments.quiet else None
+    result = reproduce(config, arguments.out, progress, arguments.jobs)
+    for claim, number in claims(result):
+        print(f"{claim}: {number}")
+    print(f"wrote {arguments.out}/report.html and results.json")
+    return 0
+
+
 def _add_info(commands: argparse._SubParsersAction) -> None:
     info = commands.add_parser("info", help="what was built, what is here, which flows are shipped")
     info.set_defaults(run=_info)
@@ -81,9 +157,9 @@ def _info(arguments: argparse.Namespace) -> int:
 def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
-        help="train a flow on your images",
-        description="Train a RealNVP on an IDX file, a .npy array or a folder of pictures. "
-        "Running the same command again continues an interrupted run.",
+        help="train a flow, a DCGAN or a VAE on your images",
+        description="Train a prior on an IDX file, a .npy array or a folder of pictures. "
+        "Running the same command for a RealNVP again continues an interrupted run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = train.add_argument
@@ -92,6 +168,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--held-out-fraction", type=float, default=0.1, help="last part of --data held out")
     add("--out", required=True, help="folder for weights, state, log and samples")
     add("--size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size for a folder")
+    add(
+        "--model",
+        choices=["realnvp", "dcgan", "vae"],
+        default="realnvp",
+        help="dcgan and vae take --data, --size, --out, --epochs, --minutes, --batch, --lr, --seed "
+        "and the two options below; all others are of a realnvp",
+    )
+    add("--latent-dim", type=int, default=64, help="numbers in a latent (dcgan, vae)")
+    add("--width", type=int, default=32, help="channels of the largest maps (dcgan, vae)")
     add(
         "--support",
         choices=["bounded", "unbounded"],
@@ -107,7 +192,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--epochs", type=float, default=10, help="passes over the data")
     add("--minutes", type=float, default=float("inf"), help="stop after this long")
     add("--batch", type=int, default=128, help="images per step")
-    add("--lr", type=float, default=1e-3, help="learning rate")
+    add(
+        "--lr",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="learning rate (default: 1e-3, and 2e-4 for a dcgan)",
+    )
     add("--halve-every", type=float, default=40, help="epochs per halving of the learning rate")
     add("--max-grad-norm", type=float, default=100.0, help="gradient clipping")
     add("--penalty", type=float, default=5e-5, help="weight-normalisation penalty")
@@ -133,6 +223,10 @@ def _train(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     images = load_images(arguments.data, arguments.size)
     size = tuple(images.shape[1:])
+    if not hasattr(arguments, "lr"):
+        arguments.lr = 2e-4 if arguments.model == "dcgan" else 1e-3
+    if arguments.model != "realnvp":
+        return _train_generator(arguments, images)
     if arguments.held_out:
         held_out = load_images(arguments.held_out, size)
     else:
@@ -165,6 +259,22 @@ def _train(arguments: argparse.Namespace) -> int:
         f"{result['bits_per_dim']:.4f} bits/dim on {result['held_out_images']} held-out images, "
         f"epoch {result['epoch']:g}; weights in {arguments.out}/flow.safetensors"
     )
+    return 0
+
+
+def _train_generator(arguments: argparse.Namespace, images: Tensor) -> int:
+    from .generators.nets import GeneratorConfig
+    from .generators.train import GeneratorTraining, train_generator
+
+    config = GeneratorConfig(
+        tuple(images.shape[1:]), arguments.model, arguments.latent_dim, arguments.width
+    )
+    training = GeneratorTraining(arguments.epochs, arguments.batch, arguments.lr, arguments.seed)
+    trained = train_generator(
+        config, training, images, arguments.out, arguments.device, {"data": arguments.data},
+        not arguments.quiet, arguments.minutes,
+    )  # fmt: skip
+    print(f"{trained.info['epoch']} epochs; weights in {arguments.out}/generator.safetensors")
     return 0
 
 

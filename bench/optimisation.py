@@ -1,0 +1,180 @@
+"""The ways to minimise the MAP loss, at equal numbers of flow evaluations, on real images.
+
+    python bench/optimisation.py [--images FILE] [--digits FILE] [--tasks digits cs sinusoidal]
+
+An evaluation is the loss and its gradient at one variable; restarts share them. For every task and
+way: mean PSNR, the median gap between the loss found and that of the true image, and how many
+solutions have a prior term that no held-out image comes near. Images and digits are drawn from the
+given files (IDX or .npy, such as the training sets: not the test images of any table); without
+them the shipped ones are taken. ``levels`` fine-tunes the prior at two larger smoothing levels
+first and follows its posteriors from the smoothest to the sharpest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from harness import conditions, write
+from torch import Tensor
+
+import flowinv_fast as ff
+from flowinv_fast import objectives
+from flowinv_fast.data import load_images, sample_images
+from flowinv_fast.experiments.config import ReproduceConfig
+from flowinv_fast.experiments.tasks import SHAPE, Problem, problems
+from flowinv_fast.flows import RealNVP
+from flowinv_fast.solvers import STRATEGIES, minimise
+
+TASKS = {"digits": "digits", "cs": "cs-sinusoidal", "sinusoidal": "denoise-sinusoidal",
+         "radial": "denoise-radial"}  # fmt: skip
+
+
+def preconditioned(y: Tensor, problem: Problem, flow, steps: int) -> Tensor:
+    """Image-space MAP over u, x = x0 + P u, P the square root of a Gaussian posterior's covariance.
+
+    P P^T = (A^T S^-1 A + I / t^2)^-1 with the noise's covariance S and pixels of spread t: the
+    data term has condition one in u.
+    """
+    forward, adjoint = problem.linear
+    spread, size = 0.3, math.prod(SHAPE)
+    columns = forward(torch.eye(size).view(size, *SHAPE)).flatten(1).double()  # A^T
+    whitened = columns / problem.std.double().expand(y[:1].shape).flatten()
+    precision = whitened @ whitened.T + torch.eye(size, dtype=torch.float64) / spread**2
+    values, vectors = torch.linalg.eigh(precision)
+    root = (vectors * values.rsqrt() @ vectors.T / spread).float()
+    start = adjoint(y).view(-1, *SHAPE).clamp(0, 1)
+    image = lambda u: start + (u @ root).view(-1, *SHAPE)
+    inner = objectives.map_image(y, problem.operator, flow, problem.noise, 1.0)
+    found = minimise(lambda u: inner(image(u)), torch.zeros(len(y), size), steps=steps, lr=0.1)
+    return image(found.best)
+
+
+def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> RealNVP:
+    """The shipped flow trained on at a larger smoothing level."""
+    shipped = ff.load_flow(name)
+    flow = RealNVP(replace(shipped.config, smoothing=smoothing))
+    flow.load_state_dict(shipped.state_dict())
+    optimiser = torch.optim.Adam(flow.parameters(), lr=5e-4)
+    order = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 5e-4 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        chosen = torch.randint(len(images), (64,), generator=order)
+        x = flow.dequantise(images[chosen].float() / 255, 0, step * 64 * math.prod(SHAPE))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = -flow.log_prob(x).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+        optimiser.step()
+    return flow.requires_grad_(False)
+
+
+def ways(levels: list[RealNVP], steps: int) -> dict[str, Callable]:
+    """Name to (y, problem, flow) -> images."""
+
+    def solve(method: str, **options) -> Callable:
+        settings = {"lr": 0.1, "strategy": "adam", "progress": False, "throw": False, **options}
+
+        def run(y: Tensor, problem: Problem, flow) -> Tensor:
+            return ff.reconstruct(y, problem.operator, flow, problem.noise, method=method,
+                                  **{"steps": steps, **settings}).x  # fmt: skip
+
+        return run
+
+    def follow(y: Tensor, problem: Problem, flow) -> Tensor:
+        x: str | Tensor = "measurement"
+        for prior in (*levels, flow):
+            x = ff.reconstruct(
+                y, problem.operator, prior, problem.noise, method="map_image", init=x,
+                lr=0.1 if isinstance(x, str) else 0.05, strategy="adam",
+                steps=steps // (len(levels) + 1), progress=False, throw=False,
+            ).x  # fmt: skip
+        return x
+
+    image = lambda **options: solve("map_image", **options)
+    found = {
+        "latent, from zeros": solve("map_latent", init="zeros"),
+        "latent, from the measurement": solve("map_latent"),
+        "latent, four restarts": solve("map_latent", restarts=4, steps=steps // 4),
+        **{f"latent, {n}": solve("map_latent", strategy=n) for n in ("lbfgs", "annealed")},
+        "image, from zeros": image(init="zeros"),
+        "image, from the measurement": image(),
+        "image, four restarts": image(restarts=4, steps=steps // 4),
+        **{f"image, {n}": image(strategy=n) for n in STRATEGIES if n != "adam"},
+        "image, annealed, tempering 0.03": image(tempering=0.03, smoothing=0.1),
+        "image, annealed, smoothing 0.2": image(tempering=0.3, smoothing=0.2),
+        "image, annealed, two restarts": image(
+            strategy="annealed", restarts=2, steps=steps // 2
+        ),
+        "image, preconditioned": lambda y, problem, flow: preconditioned(y, problem, flow, steps),
+    }  # fmt: skip
+    if levels:
+        found["image, smoothing levels 0.32, 0.16, 0.08"] = follow
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", help="IDX or .npy file of images; default: shipped ones")
+    parser.add_argument("--digits", help="the same for digits")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=200, help="evaluations")
+    parser.add_argument("--level-steps", type=int, default=500, help="training steps of a level")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    draw = torch.Generator().manual_seed(1)
+
+    def some(path: str | None, name: str, count: int) -> Tensor:
+        if path is None:
+            return sample_images(name, count)
+        pool = load_images(path, SHAPE)
+        return pool[torch.randperm(len(pool), generator=draw)[:count]].float() / 255
+
+    truth = some(arguments.images, "fashion-28", arguments.count)
+    digits = some(arguments.digits, "mnist-28", arguments.count)
+    levels = []
+    if arguments.images and arguments.level_steps:
+        pool = load_images(arguments.images, SHAPE)
+        levels = [tuned("fashion-28", s, pool, arguments.level_steps) for s in (0.32, 0.16)]
+    flow = ff.load_flow("fashion-28").freeze()
+    where = conditions(
+        "cpu", images=arguments.count, evaluations=arguments.steps, seed=0,
+        source="training images" if arguments.images else "shipped test images",
+        level_steps=arguments.level_steps if levels else 0,
+    )  # fmt: skip
+    for name in arguments.tasks:
+        task = next(p for p in problems(TASKS[name], ReproduceConfig(), digits) if p.middle)
+        y = task.measurements(truth, list(range(len(truth))))
+        evaluate = objectives.map_image(y, task.operator, flow, task.noise, 1.0)
+        with torch.no_grad():
+            least = evaluate(truth).loss
+        for way, run in ways(levels, arguments.steps).items():
+            x = run(y, task, flow)
+            with torch.no_grad():
+                terms = evaluate(x)
+            peak = flow.info["log_prob_peak"] + 0.05 * math.prod(SHAPE)
+            psnr = ff.metrics.psnr(x, truth)
+            row = {
+                "task": task.title, "way": way, "psnr": psnr.mean().item(),
+                "deviation": psnr.std().item(), "gap": (terms.loss - least).median().item(),
+                "not_above": (terms.loss <= least).float().mean().item(),
+                "overshoot": (terms.log_prior > peak).float().mean().item(),
+            }  # fmt: skip
+            print(*(f"{v:.2f}" if isinstance(v, float) else v for v in row.values()), flush=True)
+            path = write("optimisation", {"conditions": where, "rows": [row]},
+                         same_row=("task", "way"))  # fmt: skip
+    print("wrote", path)
+
+
+if __name__ == "__main__":
+    main()

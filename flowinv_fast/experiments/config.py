@@ -1,0 +1,128 @@
+"""Everything that fixes a reproduction: one frozen dataclass, as TOML on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from .._files import whole_file
+from ..errors import ArgumentError, require
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TASKS = (
+    "digits",
+    "cs-sinusoidal",
+    "denoise-sinusoidal",
+    "denoise-radial",
+    "cs-1bit",
+    "sensitivity",
+    "ood",
+)
+SIGNALS = ("fashion-28", "mnist-28")
+_FILES = ("test_file", "tuning_file", "digit_file", "other_file")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """What is run; two runs of one configuration give the same table.
+
+    Args:
+        tasks: of TASKS.
+        signal: of SIGNALS: which images, and the flow, DCGAN and VAE that are their priors.
+        images: test images a task.
+        tuning_images: images that hyperparameters are chosen on, outside the test set.
+        seed: of noise, sensing matrices, starts.
+        steps: of every gradient solve.
+        restarts: of CSGM and MLE with a generator (the lowest error, or loss, is kept).
+        chunk: images solved at once, and lost at most when a run is killed.
+        quick: the short form of every sweep.
+        test_file, tuning_file, digit_file, other_file: IDX or .npy files of images; empty: shipped
+            images. From test, digit and other file (images out of distribution) the paper's
+            selection is taken; they hold 10,000 images.
+    """
+
+    tasks: tuple[str, ...] = TASKS
+    signal: str = "fashion-28"
+    images: int = 24
+    tuning_images: int = 8
+    seed: int = 0
+    steps: int = 200
+    restarts: int = 2
+    chunk: int = 25
+    quick: bool = False
+    test_file: str = ""
+    tuning_file: str = ""
+    digit_file: str = ""
+    other_file: str = ""
+
+    def __post_init__(self) -> None:
+        check = lambda ok, name, want: require(
+            ok, "ReproduceConfig", name, want, getattr(self, name)
+        )
+        listed = isinstance(self.tasks, (tuple, list)) and all(t in TASKS for t in self.tasks)
+        once = listed and len(self.tasks) == len(set(self.tasks)) > 0
+        check(once, "tasks", f"a list of names of {TASKS}, each once")
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        check(self.signal in SIGNALS, "signal", f"one of {SIGNALS}")
+        whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
+        for name in ("images", "tuning_images", "steps", "restarts", "chunk"):
+            value = getattr(self, name)
+            check(whole(value) and value >= 1, name, "an integer of at least 1")
+        check(whole(self.seed) and 0 <= self.seed < 2**31, "seed", "an integer in 0 .. 2^31 - 1")
+        check(isinstance(self.quick, bool), "quick", "true or false")
+        for name in _FILES:
+            value = getattr(self, name)
+            good = isinstance(value, str) and (not value or Path(value).is_file())
+            check(good, name, "an existing file, or nothing")
+        both = bool(self.tuning_file) == bool(self.test_file)
+        check(both, "tuning_file", "a file with test_file, and only then")
+        shipped = not self.test_file or "ood" in self.tasks and not self.other_file
+        check(not shipped or self.images + self.tuning_images <= 32, "images",
+              "with tuning_images at most 32, the shipped ones, without test_file (and other_file "
+              "for ood)")  # fmt: skip
+
+    def shortened(self) -> ReproduceConfig:
+        """The quick form: few images and steps, shipped data, short sweeps."""
+        return replace(
+            self, images=min(self.images, 4), tuning_images=2, steps=60, restarts=1, chunk=4,
+            quick=True, **dict.fromkeys(_FILES, ""),
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write as TOML."""
+        lines = [f"{name} = {_toml(value)}" for name, value in asdict(self).items()]
+        with whole_file(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ReproduceConfig:
+        """Read what ``save`` wrote, or what was written by hand.
+
+        Raises:
+            ArgumentError: no such file, not TOML, an unknown key, a value out of range.
+        """
+        try:
+            found = tomllib.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:  # not there; not TOML, or not UTF-8
+            raise ArgumentError("ReproduceConfig", "path", "a TOML file", error) from None
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(found) - known)
+        require(not unknown, "ReproduceConfig", "path", f"keys of {sorted(known)}", unknown)
+        return cls(**found)
+
+
+def _toml(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
