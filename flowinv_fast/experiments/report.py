@@ -141,8 +141,8 @@ def write(result: dict, pictures: dict, extras: dict[str, np.ndarray], folder: P
             body.append(_html_table(table(result, task)))
         for axis in _axes(result, task):
             path = folder / f"{task}-over-{axis.replace(' ', '-') or 'weight'}.png"
-            _curves(result, task, axis, path)
-            body.append(_embedded(path))
+            drawn = _curves(result, task, axis, path)
+            body.append(_embedded(path) if drawn else "<p>Curves need matplotlib.</p>")
         shown = {k: v for k, v in pictures.items() if k[0] == task}
         for setting in dict.fromkeys(k[1] for k in shown):
             some = {k[2]: v for k, v in shown.items() if k[1] == setting}
@@ -238,9 +238,12 @@ def _axes(result: dict, task: str) -> list[str]:
     return [a for a in axes if len({r["at"][a] for r in rows if a in r["at"]}) > 1]
 
 
-def _curves(result: dict, task: str, axis: str, path: Path) -> None:
-    import matplotlib
-
+def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
+    """PSNR over an axis as a PNG; False, and no file, without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -270,6 +273,7 @@ def _curves(result: dict, task: str, axis: str, path: Path) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
     plt.close(figure)
+    return True
 
 
 def _panel(result: dict, pictures: dict[str, dict[str, np.ndarray]], path: Path) -> None:

@@ -1,0 +1,61 @@
+"""What the benchmarks write is what they measured; timings themselves are not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def test_runs_for_several_models_add_up_to_one_file(bench, tmp_path):
+    from harness import write
+
+    where = {"machine": "A card", "commit": "abc", "device": "cuda", "rounds": 3}
+
+    def run(date: int, rounds: int, *rows: tuple) -> list[tuple]:
+        rows = [{"model": m, "batch": b, "run": date} for m, b in rows]
+        result = {"conditions": {**where, "date": date, "rounds": rounds}, "rows": rows}
+        path = write("map_step", result, tmp_path, same_row=("model", "batch"))
+        assert path.name == "map_step-a-card-abc.json"
+        found = json.loads(path.read_text())
+        assert found["conditions"]["date"] == date
+        return [tuple(row.values()) for row in found["rows"]]
+
+    assert run(1, 3, ("M", 1), ("M", 16)) == [("M", 1, 1), ("M", 16, 1)]
+    assert run(2, 3, ("C", 1)) == [("M", 1, 1), ("M", 16, 1), ("C", 1, 2)]
+    assert run(3, 3, ("M", 16)) == [("M", 1, 1), ("C", 1, 2), ("M", 16, 3)]
+    assert run(4, 5, ("M", 1)) == [("M", 1, 4)]  # not under the same conditions
+
+
+def test_saved_bytes_leave_weights_out(bench):
+    """Also weights that nobody holds but autograd."""
+    from memory import saved_bytes, saved_per_image
+
+    def decode(z):
+        x = z.view(-1, 1, 8, 8)
+        return F.conv2d(x, torch.ones(1, 1, 3, 3) / 9, padding=1).exp(), z.sum(1)
+
+    y = torch.rand(2, 1, 8, 8)
+    # An image's: exp, z, and the residual; the convolution keeps its weight alone.
+    assert saved_per_image(decode, y) == 3 * 64 * 4
+    assert saved_bytes(decode, y) > 2 * saved_per_image(decode, y)
+
+
+def test_compiling_is_timed_and_not_looked_up():
+    told = "import map_step, torch; print(torch.compiler.config.force_disable_caches)"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=BENCH, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
