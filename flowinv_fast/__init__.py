@@ -6,7 +6,7 @@ differentiable f and any noise whose density can be evaluated (Whang, Lei, Dimak
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import metrics, noise, operators, ops
+from . import baselines, generators, metrics, noise, operators, ops
 from ._backend import build_info, show_config
 from ._reconstruct import Reconstruction, measure, reconstruct
 from ._separate import separate
