@@ -78,7 +78,9 @@ def ways(levels: list[RealNVP], steps: int) -> dict[str, Callable]:
     """Name to (y, problem, flow) -> images."""
 
     def solve(method: str, **options) -> Callable:
-        settings = {"lr": 0.1, "strategy": "adam", "progress": False, "throw": False, **options}
+        settings = {"strategy": "adam", "progress": False, "throw": False, **options}
+        if method == "map_latent":
+            settings["lr"] = 0.1
 
         def run(y: Tensor, problem: Problem, flow) -> Tensor:
             return ff.reconstruct(y, problem.operator, flow, problem.noise, method=method,
@@ -106,8 +108,9 @@ def ways(levels: list[RealNVP], steps: int) -> dict[str, Callable]:
         "image, from the measurement": image(),
         "image, four restarts": image(restarts=4, steps=steps // 4),
         **{f"image, {n}": image(strategy=n) for n in STRATEGIES if n != "adam"},
-        "image, annealed, tempering 0.03": image(tempering=0.03, smoothing=0.1),
-        "image, annealed, smoothing 0.2": image(tempering=0.3, smoothing=0.2),
+        "image, annealed, tempering 0.03": image(strategy="annealed", tempering=0.03),
+        "image, annealed, smoothing 0.2": image(strategy="annealed", smoothing=0.2),
+        "image, annealed, lr 0.1": image(strategy="annealed", lr=0.1),
         "image, annealed, two restarts": image(
             strategy="annealed", restarts=2, steps=steps // 2
         ),

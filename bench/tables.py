@@ -309,9 +309,10 @@ def _plan(plan: Strategy) -> str:
 
 
 RUN = """`flowinv-fast reproduce --config bench/results/{folder}/config.toml`: {images} images a
-task of the paper's selection, {steps} steps, seed {seed}, {tuning_images} images to tune each method's
-one parameter on at every setting (four trials each); torch {torch}, CPU. Mean PSNR in dB with its
-95 % interval over images, then ours minus the method, paired by image, and the chosen parameter.
+task of the paper's selection, {steps} steps, seed {seed}, {tuning_images} images to tune each
+method's one parameter on at every setting (four trials each); torch {torch}, CPU. Mean PSNR in dB
+with its 95 % interval over images, then ours minus the method, paired by image, and the chosen
+parameter.
 The whole report, with curves and pictures: `bench/results/{folder}/report.html`.
 """
 

@@ -114,7 +114,8 @@ def reconstruct(
             prior. A number or one per image (B,), not negative; so are gamma and lam.
         gamma: weight in eq. 7 and 8. lam: weight in eq. 6. Default 0.1 each.
         squared: eq. 8 with ||z||^2; False takes ||z||.
-        steps, lr: of Adam; defaults by method. schedule: "cosine" or "constant" step size.
+        steps, lr: of Adam; defaults by method and strategy. schedule: of the step size, "cosine"
+            or "constant".
         init: "measurement" (the latent, or image, of a first guess from y; zeros where the
             operator has no guess), "zeros", "draw" (z from N(0, I)), or a tensor: latents (B, N)
             or images (B, C, H, W). Default by method.
@@ -150,13 +151,13 @@ def reconstruct(
     require(method in METHODS, _NAME, "method", f"one of {list(METHODS)}", repr(method))
     chosen = METHODS[method]
     steps = chosen.steps if steps is None else steps
-    lr = chosen.lr if lr is None else lr
     init = chosen.init if init is None else init
     if strategy is None:
         rugged = chosen.weight == "beta" and isinstance(noise, (Flow, PlacedFlow))
         strategy = "annealed" if rugged else "adam"
     require(strategy in STRATEGIES, _NAME, "strategy", f"one of {list(STRATEGIES)}", repr(strategy))
     plan = STRATEGIES[strategy]
+    lr = plan.rate * chosen.lr if lr is None else lr
     smoothing = plan.smoothing if smoothing is None else smoothing
     tempering = plan.tempering if tempering is None else tempering
     check.numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed)

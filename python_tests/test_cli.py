@@ -12,11 +12,14 @@ from PIL import Image
 
 from flowinv_fast import ArgumentError
 from flowinv_fast.cli import main
+from flowinv_fast.experiments import runner
+from flowinv_fast.experiments.config import TASKS, ReproduceConfig
 from flowinv_fast.experiments.demo import run_demo
+from flowinv_fast.generators import load_generator
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["train"], ["info"]):
+    for command in ([], ["demo"], ["reproduce"], ["train"], ["info"]):
         with pytest.raises(SystemExit) as end:
             main([*command, "--help"])
         assert end.value.code == 0 and "usage: flowinv-fast" in capsys.readouterr().out
@@ -65,3 +68,111 @@ def test_train_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "bits/dim" in done.stdout
     assert load_flow(tmp_path / "run" / "flow.safetensors").shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("model", ["dcgan", "vae"])
+def test_train_a_generator_from_the_command_line(tmp_path, capsys, model):
+    """Minutes that are over after the first epoch; the learning rate is the model's own."""
+    images = np.random.default_rng().integers(0, 256, (64, 8, 8), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    command = ["train", "--model", model, "--data", str(tmp_path / "x.npy"), "--out",
+               str(tmp_path / "run"), "--epochs", "5", "--minutes", "0", "--batch", "16",
+               "--width", "4", "--latent-dim", "6", "--seed", "3", "--quiet"]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 epochs; weights in") and not printed.err
+    generator = load_generator(tmp_path / "run" / "generator.safetensors")
+    assert generator.sample(2).shape == (2, 1, 8, 8)
+    config, info = generator.config, generator.info
+    assert (config.kind, config.latent_dim, config.width) == (model, 6, 4)
+    assert info["training"] == {"epochs": 5, "batch": 16, "seed": 3,
+                                "lr": 2e-4 if model == "dcgan" else 1e-3}  # fmt: skip
+    assert info["data"] == str(tmp_path / "x.npy") and info["images"] == 64
+    assert main([*command, "--lr", "0.003"]) == 0
+    again = load_generator(tmp_path / "run" / "generator.safetensors")
+    assert again.info["training"]["lr"] == 0.003
+
+
+def test_train_a_generator_on_what_it_cannot(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.zeros((4, 9, 9), np.uint8))
+    command = ["train", "--model", "vae", "--data", str(tmp_path / "x.npy"), "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "shape: expected H = W" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--out", str(tmp_path / "run"), "--model", "gan"])
+    assert end.value.code == 2 and "'gan'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def configured(monkeypatch) -> list:
+    """Calls of reproduce, which does nothing."""
+    calls = []
+
+    def reproduce(*given):
+        calls.append(given)
+        return {"rows": []}
+
+    monkeypatch.setattr(runner, "reproduce", reproduce)
+    return calls
+
+
+def test_reproduce_options(tmp_path, configured, capsys):
+    file = str(tmp_path / "images.npy")
+    (tmp_path / "images.npy").touch()
+    assert main(["reproduce", "--all"]) == 0
+    assert capsys.readouterr().out == "wrote reproduction/report.html and results.json\n"
+    files = ["--test", file, "--tuning", file, "--digits", file, "--other", file]
+    assert main(["reproduce", "ood", "digits", *files]) == 0
+    more = ["--signal", "mnist-28", "--images", "7", "--seed", "5", "--steps", "9", "--out", "x",
+            "--quiet"]  # fmt: skip
+    assert main(["reproduce", "cs-1bit", *more]) == 0
+    assert main(["reproduce", "cs-1bit", *more, "--quick"]) == 0
+    named = {name: file for name in ("test_file", "tuning_file", "digit_file", "other_file")}
+    third = ReproduceConfig(("cs-1bit",), "mnist-28", 7, seed=5, steps=9)
+    assert [call[0] for call in configured] == [
+        ReproduceConfig(TASKS, images=24), ReproduceConfig(("ood", "digits"), images=100, **named),
+        third, third.shortened(),
+    ]  # fmt: skip
+    assert [call[1:3] for call in configured] == [("reproduction", None)] * 2 + [("x", False)] * 2
+
+
+def test_reproduce_by_a_file(tmp_path, configured):
+    config = ReproduceConfig(("sensitivity",), images=3, chunk=2)
+    config.save(tmp_path / "own.toml")
+    assert main(["reproduce", "--config", str(tmp_path / "own.toml")]) == 0
+    assert main(["reproduce", "--config", str(tmp_path / "own.toml"), "--quick"]) == 0
+    assert [call[0] for call in configured] == [config, config.shortened()]
+
+
+BAD_REPRODUCE = {
+    "nothing": ([], "TASK: expected names of"),
+    "unknown": (["digits", "rain"], "tasks: expected"),
+    "twice": (["ood", "ood"], "each once"),
+    "signal": (["ood", "--signal", "celeba"], "signal: expected"),
+    "images": (["ood", "--images", "0"], "images: expected an integer of at least 1, got 0"),
+    "many": (["ood", "--images", "33"], "images: expected"),
+    "steps": (["ood", "--steps", "-2"], "steps: expected"),
+    "no-file": (["ood", "--test", "none.npy", "--tuning", "none.npy"], "test_file: expected"),
+    "no-tuning": (["ood", "--test", __file__], "tuning_file: expected"),
+    "only-tuning": (["ood", "--tuning", __file__], "tuning_file: expected"),
+    "no-config": (["--config", "none.toml"], "path: expected a TOML file"),
+    "bad-config": (["--config", __file__], "path: expected a TOML file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REPRODUCE)
+def test_bad_reproductions_are_one_line_and_code_2(configured, capsys, case):
+    arguments, words = BAD_REPRODUCE[case]
+    assert main(["reproduce", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("flowinv-fast reproduce: ") and words in line
+    assert not configured
+    if case == "unknown":
+        assert "'rain'" in line and all(task in line for task in TASKS)
+
+
+def test_reproduce_refuses_another_ones_folder(tmp_path, capsys):
+    ReproduceConfig(("ood",), images=3).save(tmp_path / "config.toml")
+    assert main(["reproduce", "ood", "--images", "2", "--out", str(tmp_path), "--quiet"]) == 2
+    assert "folder: expected a new one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

@@ -142,10 +142,10 @@ METHODS = {
         Method("noisy", "measurement", "", (1.0,), lambda c, p, y, v: Answer(p.preview(y))),
         Method("map", "ours: MAP", "beta", (1.0, 0.5, 0.25, 0.1), _map()),
         Method("map-latent", "ours: MAP, latent space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map(method="map_latent", lr=0.1), _middle),
+               _map(method="map_latent", lr=0.1, restarts=1), _middle),
         *(
             Method(f"map-{name}", f"ours: MAP, strategy {name}", "", (1.0,),
-                   _map(strategy=name), _digits)
+                   _map(strategy=name, restarts=1), _digits)
             for name in STRATEGIES
         ),
         Method("mle-gan", "MLE, DCGAN", "lr", (0.01, 0.03, 0.1, 0.3), _mle("gan"), _middle),
@@ -167,7 +167,7 @@ METHODS = {
 }  # fmt: skip
 OURS = "map"
 # Of the sensitivity task: the same factors around the default of either weight.
-BETAS = tuple(2.0**k for k in range(-4, 5))
+BETAS = tuple(4.0**k for k in range(-2, 3))
 GAMMAS = tuple(0.1 * beta for beta in BETAS)
 
 

@@ -216,7 +216,7 @@ class _Run:
         for problem in self.problems:
             for method in chosen_methods(problem):
                 if problem.task == "sensitivity":
-                    values = _weights(method)[:: 4 if self.config.quick else 1]
+                    values = _weights(method)[:: 2 if self.config.quick else 1]
                 else:
                     values = (self.chosen[problem.title, method.name],)
                 plan += [(problem, method, value) for value in values]

@@ -114,7 +114,7 @@ def _digits(task: str, digits: Tensor) -> Problem:
     return Problem(
         task, "", {}, halves, law, RealDigits(digits), lambda y: 2 * y,
         drawn.std(0, keepdim=True).clamp_min(1e-3), float(drawn.mean()), (halves, halves.adjoint),
-        {"method": "map_image"},
+        {"method": "map_image", "restarts": 2},
     )  # fmt: skip
 
 

@@ -15,12 +15,14 @@ class Strategy:
         lbfgs: share of the steps that L-BFGS takes at the end.
         smoothing: first standard deviation of the noise on the variable while annealing.
         tempering: first weight of log p_noise while annealing.
+        rate: factor on the method's default step size.
     """
 
     latent: float = 0.0
     lbfgs: float = 0.0
     smoothing: float = 0.0
     tempering: float = 1.0
+    rate: float = 1.0
 
 
 STRATEGIES = {
@@ -29,5 +31,5 @@ STRATEGIES = {
     "latent-first": Strategy(latent=0.5),
     "smoothed": Strategy(smoothing=0.1),
     "tempered": Strategy(tempering=0.3),
-    "annealed": Strategy(smoothing=0.1, tempering=0.3),
+    "annealed": Strategy(smoothing=0.1, tempering=0.3, rate=2.0),
 }
