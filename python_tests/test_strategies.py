@@ -88,8 +88,9 @@ def test_annealing_is_the_default_under_a_flow_as_noise_only():
 def test_a_given_number_takes_the_place_of_the_strategys():
     flow = RealNVP(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
     y, law = torch.rand(2, *SHAPE), noise.Gaussian(0.5)
+    settings = {"steps": 12, "lr": 0.1, "progress": False}
     solve = lambda **options: (
-        ff.reconstruct(y, operators.Identity(), flow, law, steps=12, progress=False, **options).x
+        ff.reconstruct(y, operators.Identity(), flow, law, **settings, **options).x
     )
     plan = STRATEGIES["annealed"]
     by_hand = solve(strategy="adam", smoothing=plan.smoothing, tempering=plan.tempering)
