@@ -1,0 +1,115 @@
+"""Configurations of a reproduction: to TOML and back, and everything that cannot be one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from helpers import assert_names
+
+from flowinv_fast.experiments.config import SIGNALS, TASKS, ReproduceConfig
+
+ODD = "ab\"'\\#=[] \t\n\r\x7fé\N{BALLOON}"  # what a path may hold and TOML must escape
+
+
+def some_file(folder: Path) -> str:
+    path = folder / "".join(random.choices(ODD, k=12))
+    path.touch()
+    return str(path)
+
+
+def random_config(folder: Path) -> ReproduceConfig:
+    whole = lambda: random.randint(1, 10**6)
+    test, tuning, digits, other = (some_file(folder) for _ in range(4))
+    return ReproduceConfig(
+        tuple(random.sample(TASKS, random.randint(1, len(TASKS)))), random.choice(SIGNALS),
+        whole(), whole(), random.randrange(2**31), whole(), whole(), whole(),
+        random.random() < 0.5, test, tuning, random.choice(["", digits]), other,
+    )  # fmt: skip
+
+
+def test_toml_out_and_in_is_the_same(tmp_path, seed):
+    random.seed(seed)
+    path = tmp_path / "config.toml"
+    for config in (ReproduceConfig(images=24), *(random_config(tmp_path) for _ in range(30))):
+        config.save(path)
+        assert ReproduceConfig.load(path) == config
+        assert ReproduceConfig.load(str(path)) == config
+
+
+def test_by_hand(tmp_path):
+    """A list for the tasks, comments, and defaults for all that is not there."""
+    path = tmp_path / "own.toml"
+    path.write_text('# mine\ntasks = ["ood", "digits"]\nimages = 3  # few\nquick = true\n')
+    assert ReproduceConfig.load(path) == ReproduceConfig(("ood", "digits"), images=3, quick=True)
+    assert ReproduceConfig(["ood"], images=3) == ReproduceConfig(("ood",), images=3)
+    assert hash(ReproduceConfig(["ood"], images=3)) == hash(ReproduceConfig(("ood",), images=3))
+
+
+@pytest.mark.parametrize(
+    "text", [b"images = ", b"images", b"\xff\xfe", b"images = 3\nimages = 4", b'signal = "a', None]
+)
+def test_no_toml(tmp_path, text):
+    path = tmp_path / "own.toml"
+    if text is not None:
+        path.write_bytes(text)
+    assert_names("path", lambda: ReproduceConfig.load(path))
+    assert_names("path", lambda: ReproduceConfig.load(tmp_path))
+
+
+def test_unknown_keys_are_named(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("images = 3\nimage = 4\n[section]\nsteps = 3\n")
+    message = assert_names("path", lambda: ReproduceConfig.load(path))
+    assert "['image', 'section']" in message and "tuning_images" in message
+
+
+BAD = [
+    ("tasks", []), ("tasks", ["rain"]), ("tasks", ["ood", "ood"]), ("tasks", "ood"), ("tasks", 3),
+    ("tasks", [["ood"]]), ("tasks", [1]), ("signal", "celeba"), ("signal", ["mnist-28"]),
+    ("signal", 28), ("images", 0), ("images", 2.0), ("images", True), ("images", "3"),
+    ("tuning_images", 0), ("steps", -1), ("restarts", 0), ("chunk", 0), ("seed", -1),
+    ("seed", 2**31), ("seed", 0.5), ("seed", True), ("quick", 1), ("quick", "no"),
+    ("test_file", "none.npy"), ("tuning_file", 3), ("digit_file", "none"), ("other_file", True),
+    ("images", 30), ("images", 33),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_bad_values_are_named(tmp_path, name, value):
+    """By hand in TOML, and as an argument."""
+    good = {"images": 3}
+    written = lambda v: repr(v).lower() if isinstance(v, bool) else repr(v)
+    path = tmp_path / "own.toml"
+    path.write_text("".join(f"{k} = {written(v)}\n" for k, v in {**good, name: value}.items()))
+    assert_names(name, lambda: ReproduceConfig(**{**good, name: value}))
+    assert_names(name, lambda: ReproduceConfig.load(path))
+
+
+def test_test_and_tuning_files_come_together(tmp_path):
+    file = some_file(tmp_path)
+    ReproduceConfig(TASKS[:1], images=100, test_file=file, tuning_file=file)
+    assert_names("tuning_file", lambda: ReproduceConfig(images=3, test_file=file))
+    assert_names("tuning_file", lambda: ReproduceConfig(images=3, tuning_file=file))
+
+
+def test_shipped_images_are_32(tmp_path):
+    file = some_file(tmp_path)
+    files = {"test_file": file, "tuning_file": file}
+    ReproduceConfig(images=24, tuning_images=8)
+    assert_names("images", lambda: ReproduceConfig(images=24, tuning_images=9))
+    assert_names("images", lambda: ReproduceConfig(images=100, **files))  # ood has no file
+    ReproduceConfig(images=100, other_file=file, **files)
+    ReproduceConfig(TASKS[:-1], images=100, **files)
+
+
+def test_short_form(tmp_path, seed):
+    random.seed(seed)
+    config = random_config(tmp_path)
+    short = config.shortened()
+    assert short.quick and short.steps == 60 and short.images == min(4, config.images)
+    assert (short.tasks, short.signal, short.seed) == (config.tasks, config.signal, config.seed)
+    assert not any(value for name, value in asdict(short).items() if name.endswith("_file"))
+    assert replace(short, images=1).shortened().images == 1

@@ -1,0 +1,291 @@
+"""The paper's tasks: noise and operators in numpy, measurements, the choice of images."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from helpers import assert_names
+
+from flowinv_fast.data import sample_images
+from flowinv_fast.experiments.config import TASKS, ReproduceConfig
+from flowinv_fast.experiments.tasks import OTHER, SHAPE, Images, paper_selection, problems, rms
+
+CONFIG = ReproduceConfig(images=24)
+DIGITS = sample_images("mnist-28")
+SIDE = 28
+
+
+def of(task: str, **changes) -> list:
+    return problems(task, replace(CONFIG, **changes), DIGITS)
+
+
+def images(count: int) -> torch.Tensor:
+    """Of a multiple of 1/256, so that halves and sums of them are exact."""
+    return torch.randint(0, 257, (count, *SHAPE)) / 256
+
+
+def drawn(problem, truth: torch.Tensor) -> torch.Tensor:
+    return problem.measurements(truth, [random.randrange(2**31) for _ in truth])
+
+
+# --- the laws, by METHOD's formulas ---------------------------------------------------------------
+
+
+def wave(count: int) -> np.ndarray:
+    """exp(sin(2 pi k / 16)) / e, at most 1."""
+    return np.exp(np.sin(2 * np.pi * np.arange(count) / 16)) / np.e
+
+
+def rows(c: float) -> np.ndarray:
+    column = np.clip(c * wave(SIDE), 0.001, 1.0)
+    return np.tile(column[:, None], (1, SIDE))[None]
+
+
+def disc() -> np.ndarray:
+    step = np.arange(SIDE) - 13
+    return np.clip(np.exp(-0.005 * (step[:, None] ** 2 + step**2)), 0.001, 1.0)[None]
+
+
+def sensed(level: float):
+    """The largest variance, that of k = 4, is the level."""
+    return lambda m: np.sqrt(level) * wave(m)
+
+
+# task: (setting, std, mean, measurements or None)
+LAWS = {
+    "cs-sinusoidal": [(f"m = {m}", sensed(0.3)(m), 0.3, m) for m in (50, 100, 200, 400)],
+    "denoise-sinusoidal": [(f"c = {c}", rows(c), 0.0, None) for c in (0.05, 0.1, 0.2, 0.3, 0.4)],
+    "denoise-radial": [("", disc(), 0.0, None)],
+    "cs-1bit": [
+        ("m = 200", sensed(1.0)(200), 0.5, 200),
+        ("m = 400", sensed(1.0)(400), 0.5, 400),
+        ("m = 784", sensed(1.0)(784), 0.5, 784),
+        ("m = 784, level = 0.25", sensed(0.25)(784), 0.5, 784),
+        ("m = 784, level = 4", sensed(4.0)(784), 0.5, 784),
+    ],
+    "sensitivity": [("", sensed(0.3)(200), 0.3, 200)],
+    "ood": [("c = 0.2", rows(0.2), 0.0, None)],
+}
+
+
+@pytest.mark.parametrize("task", LAWS)
+def test_noise_is_the_papers(task):
+    """What methods are told, what is drawn, and the pattern that baselines get."""
+    found = of(task)
+    assert [p.setting for p in found] == [law[0] for law in LAWS[task]]
+    for problem, (_, std, mean, _) in zip(found, LAWS[task]):
+        np.testing.assert_allclose(problem.std[0], std, rtol=1e-5)
+        assert problem.mean == mean and math.isclose(rms(problem.std), np.sqrt((std**2).mean()),
+                                                     rel_tol=1e-5)  # fmt: skip
+        residual = torch.randn(3, *std.shape) * torch.from_numpy(std).float() + mean
+        want = scipy.stats.norm(mean, std).logpdf(residual.double().numpy())
+        got = problem.noise.log_prob(residual)
+        np.testing.assert_allclose(got, want.reshape(3, -1).sum(1), rtol=1e-5, atol=0.05)
+        truth = torch.rand(40, *SHAPE)
+        delta = (drawn(problem, truth) - problem.operator(truth)).double().numpy()
+        z = (delta - mean) / std
+        # Means of n standard normals and of their squares, within six standard deviations.
+        assert abs(z.mean()) < 6 / z.size**0.5 and abs((z**2).mean() - 1) < 6 * (2 / z.size) ** 0.5
+        # Its own pattern, not another of the same size.
+        assert np.corrcoef((delta - mean).std(0).ravel(), std.ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("task", ["cs-sinusoidal", "cs-1bit", "sensitivity"])
+def test_sensing_matrices(task):
+    """(m, N), entries N(0, 1 / m), of the seed; one bit is the sign of it."""
+    for problem, (*_, m) in zip(of(task), LAWS[task]):
+        forward, adjoint = problem.linear
+        matrix = forward(torch.eye(784).view(784, *SHAPE)).T
+        assert matrix.shape == (m, 784)
+        spread = matrix.double().square().mean().item()
+        assert abs(matrix.mean()) < 6 / (m * 784 * m) ** 0.5
+        assert abs(spread * m - 1) < 6 * (2 / (m * 784)) ** 0.5
+        x, y = torch.rand(3, *SHAPE), torch.randn(3, m)
+        product = x.flatten(1) @ matrix.T
+        got = problem.operator(x)
+        if task == "cs-1bit":
+            sure = product.abs() > 1e-4
+            assert set(got.unique().tolist()) == {-1.0, 1.0}
+            assert torch.equal(got[sure], product.sign()[sure])
+        else:
+            torch.testing.assert_close(got, product, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(adjoint(y).flatten(1), y @ matrix, rtol=1e-4, atol=1e-4)
+        assert problem.preview(y).shape == (3, *SHAPE)
+    one, other = (of(task, seed=seed)[0].linear[0](x) for seed in (1, 2))
+    assert not torch.allclose(one, other)
+    assert torch.equal(one, of(task, seed=1)[0].linear[0](x))
+
+
+@pytest.mark.parametrize("task", ["denoise-sinusoidal", "denoise-radial", "ood"])
+def test_denoising_measures_the_image_itself(task):
+    for problem in of(task):
+        x = torch.randn(2, *SHAPE)
+        for f in (problem.operator, *problem.linear, problem.preview):
+            assert torch.equal(f(x), x)
+
+
+def test_digits_halve_the_image_and_add_half_a_digit():
+    """y = 0.5 x + 0.5 digit; the law is a flow over whole digits, scaled; the preview is 2 y."""
+    digits, truth = images(5), images(30)
+    (problem,) = problems("digits", CONFIG, digits)
+    y = drawn(problem, truth)
+    residual = y - 0.5 * truth
+    same = (residual[:, None] == 0.5 * digits).flatten(2).all(2)
+    assert (same.sum(1) == 1).all()
+    assert len(same.float().argmax(1).unique()) > 1  # not always the same digit
+    assert torch.equal(problem.operator(truth), 0.5 * truth)
+    assert torch.equal(problem.preview(y), 2 * y)
+    np.testing.assert_allclose(problem.std[0], (0.5 * digits.double()).std(0), rtol=1e-5)
+    assert math.isclose(problem.mean, 0.5 * digits.double().mean(), rel_tol=1e-5)
+    # The density of half a digit is that of the digit, times 2 for every pixel.
+    from flowinv_fast import load_flow
+
+    want = load_flow("digits-noise-28").log_prob(2 * residual) + 784 * math.log(2)
+    torch.testing.assert_close(problem.noise.log_prob(residual), want, rtol=1e-4, atol=0.1)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_one_setting_is_the_middle_and_names_differ(task, quick):
+    found = of(task, quick=quick)
+    assert sum(problem.middle for problem in found) == 1
+    assert len({problem.title for problem in found}) == len(found)
+    assert all(problem.task == task and task in problem.title for problem in found)
+    assert {problem.images for problem in found} == ({"mnist-28"} if task == "ood" else {""})
+
+
+def test_short_sweeps():
+    settings = lambda task: [problem.setting for problem in of(task, quick=True)]
+    assert settings("cs-sinusoidal") == ["m = 100", "m = 300"]
+    assert settings("denoise-sinusoidal") == ["c = 0.1", "c = 0.3"]
+    assert settings("cs-1bit") == ["m = 200", "m = 784", "m = 784, level = 4"]
+
+
+def test_places_on_the_axes():
+    """Over m at one noise level, over the level at one m; the middle is on both."""
+    at = [problem.at for problem in of("cs-1bit")]
+    assert at == [{"measurements m": 200}, {"measurements m": 400},
+                  {"measurements m": 784, "noise level": 1.0},
+                  {"noise level": 0.25}, {"noise level": 4.0}]  # fmt: skip
+    assert [p.at for p in of("cs-sinusoidal")] == [
+        {"measurements m": m} for m in (50, 100, 200, 400)
+    ]
+    assert [p.at["c"] for p in of("denoise-sinusoidal")] == [0.05, 0.1, 0.2, 0.3, 0.4]
+    assert [p.at for p in of("sensitivity")] == [{}] == [p.at for p in of("denoise-radial")]
+
+
+# --- measurements ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_measurements_do_not_depend_on_the_chunks(task, seed):
+    """An image's measurement is its own seed's, whatever is measured beside it."""
+    problem = of(task, quick=True)[0]
+    truth, seeds = torch.rand(7, *SHAPE), random.Random(seed).sample(range(2**31), 7)
+    whole = problem.measurements(truth, seeds)
+    state = torch.get_rng_state()
+    for size in (1, 2, 5):
+        parts = [slice(first, first + size) for first in range(0, 7, size)]
+        pieces = [problem.measurements(truth[part], seeds[part]) for part in parts]
+        assert torch.equal(torch.cat(pieces), whole)
+    assert torch.equal(state, torch.get_rng_state())
+    others = problem.measurements(truth[:1].expand(7, -1, -1, -1), seeds)
+    assert len({tuple(y.flatten().tolist()) for y in others}) > 1
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Files of 28 x 28 images that tell, in their first two pixels, where they stand."""
+    folder = tmp_path_factory.mktemp("images")
+    numbered = np.zeros((12000, SIDE, SIDE), np.uint8)
+    numbered[:, 0, 0], numbered[:, 0, 1] = np.divmod(np.arange(12000), 256)
+    np.save(folder / "ten.npy", numbered[:10000])
+    np.save(folder / "few.npy", numbered[:500])
+    np.save(folder / "more.npy", numbered)
+    (folder / "linked.npy").symlink_to(folder / "ten.npy")
+    (folder / "inside").mkdir()
+    return folder
+
+
+def places(found: torch.Tensor) -> list[int]:
+    pixels = (255 * found[:, 0, 0, :2]).round().long()
+    return (256 * pixels[:, 0] + pixels[:, 1]).tolist()
+
+
+def from_files(folder: Path, tuning: str = "few.npy", test: str = "ten.npy", **changes):
+    full = lambda name: str(folder / name)
+    config = {"images": 100, "other_file": full(test), **changes}
+    return ReproduceConfig(test_file=full(test), tuning_file=full(tuning), **config)
+
+
+def test_the_papers_selection(folder):
+    chosen = places(paper_selection("test_file", folder / "ten.npy", 1000))
+    assert chosen[:4] == [9394, 898, 2398, 5906]
+    assert sum(chosen) == 5_075_556 and len(set(chosen)) == 1000
+    for count in (1, 100):
+        assert places(paper_selection("test_file", folder / "more.npy", count)) == chosen[:count]
+    config = from_files(folder, digit_file=str(folder / "ten.npy"))
+    found, other = Images.of(config), Images.other(config)
+    assert places(found.test) == places(other.test) == chosen[:100]
+    assert places(found.digits) == chosen
+    assert found.test.shape == (100, *SHAPE) and found.test.max() <= 1
+
+
+@pytest.mark.parametrize("same", ["ten.npy", "inside/../ten.npy", "linked.npy"])
+def test_tuning_images_are_no_test_images(folder, same):
+    """Where both come from one file, by whatever name, all of the paper's 1,000 are left out."""
+    chosen = set(places(paper_selection("test_file", folder / "ten.npy", 1000)))
+    for seed in random.sample(range(1000), 3):
+        config = from_files(folder, same, seed=seed, tuning_images=500)
+        found, other = Images.of(config), Images.other(config)
+        for tuning in (places(found.tuning), places(other.tuning)):
+            assert len(set(tuning)) == 500 and not chosen & set(tuning)
+
+
+def test_tuning_images_of_another_file(folder, seed):
+    config = from_files(folder, seed=seed, tuning_images=20)
+    tuning = places(Images.of(config).tuning)
+    assert len(set(tuning)) == 20 and max(tuning) < 500
+    assert tuning == places(Images.of(config).tuning)
+    assert tuning != places(Images.of(replace(config, seed=seed + 1)).tuning)
+    everything = Images.of(replace(config, tuning_images=500)).tuning
+    assert sorted(places(everything)) == list(range(500))
+
+
+@pytest.mark.parametrize("signal", OTHER)
+def test_shipped_images(signal):
+    config = ReproduceConfig(signal=signal, images=20, tuning_images=12)
+    for found, name in ((Images.of(config), signal), (Images.other(config), OTHER[signal])):
+        assert torch.equal(torch.cat([found.test, found.tuning]), sample_images(name))
+    assert torch.equal(Images.of(config).digits, sample_images("mnist-28"))
+    assert OTHER[signal] != signal
+
+
+def test_too_few_images_are_named(folder):
+    ten, few = str(folder / "ten.npy"), str(folder / "few.npy")
+    bad = lambda **changes: from_files(folder, **changes)
+    message = assert_names("test_file", lambda: Images.of(bad(test="few.npy")))
+    assert "500 images" in message
+    assert_names("test_file", lambda: Images.of(bad(images=1001)))
+    assert_names("digit_file", lambda: Images.of(bad(digit_file=few)))
+    assert_names("other_file", lambda: Images.other(bad(other_file=few)))
+    assert_names("tuning_file", lambda: Images.of(bad(tuning_images=501)))
+    assert_names("tuning_file", lambda: Images.of(bad(tuning=ten, tuning_images=9001)))
+
+
+def test_images_of_another_size(folder, tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((10000, 2, 2), np.uint8))
+    assert_names("path", lambda: Images.of(from_files(folder, test=str(tmp_path / "wide.npy"))))
