@@ -165,7 +165,8 @@ def write(result: dict, pictures: dict, extras: dict[str, np.ndarray], folder: P
         f"<h1>flowinv_fast: the paper's experiments on {config['signal']}</h1>"
         f"<p>{config['images']} test images a task, seed {config['seed']}, {config['steps']} "
         "steps. Mean PSNR in dB of images clipped to [0, 1], with the 95 % interval of the mean "
-        "over images; differences are paired by image.</p>"
+        "over images; below it ours minus the method, paired by image, and the value of the "
+        "method's parameter.</p>"
         f"<p class=small>flowinv_fast {result['version']}, torch {result['torch']}, "
         f"{result['threads']} threads; {html.escape(facts)}</p>"
     )
