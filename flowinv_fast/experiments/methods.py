@@ -142,7 +142,10 @@ METHODS = {
         Method("noisy", "measurement", "", (1.0,), lambda c, p, y, v: Answer(p.preview(y))),
         Method("map", "ours: MAP", "beta", (1.0, 0.5, 0.25, 0.1), _map()),
         Method("map-latent", "ours: MAP, latent space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map(method="map_latent", lr=0.1, restarts=1), _middle),
+               _map(method="map_latent", strategy="adam", lr=0.1, restarts=1), _middle),
+        Method("map-image", "ours: MAP, image space", "beta", (1.0, 0.5, 0.25, 0.1),
+               _map(method="map_image", strategy="adam"),
+               lambda problem: problem.middle and problem.ours["method"] == "map_latent"),
         *(
             Method(f"map-{name}", f"ours: MAP, strategy {name}", "", (1.0,),
                    _map(strategy=name, restarts=1), _digits)

@@ -137,7 +137,7 @@ def _sensing(m: int, seed: int) -> Problem:
     return Problem(
         "cs-sinusoidal", f"m = {m}", {"measurements m": m}, operator, law, law, operator.adjoint,
         law.std_like(torch.zeros(1, m)), law.mean, (operator, operator.adjoint),
-        {"method": "map_image", "strategy": "adam"},
+        {"method": "map_latent", "strategy": "lbfgs", "lr": 0.1},
     )  # fmt: skip
 
 
