@@ -145,7 +145,7 @@ METHODS = {
                _map(method="map_latent", strategy="adam", lr=0.1, restarts=1), _middle),
         Method("map-image", "ours: MAP, image space", "beta", (1.0, 0.5, 0.25, 0.1),
                _map(method="map_image", strategy="adam"),
-               lambda problem: problem.middle and problem.ours["method"] == "map_latent"),
+               lambda problem: problem.middle and problem.task == "cs-sinusoidal"),
         *(
             Method(f"map-{name}", f"ours: MAP, strategy {name}", "", (1.0,),
                    _map(strategy=name, restarts=1), _digits)

@@ -97,9 +97,11 @@ def test_bm3d_is_told_the_level(context, monkeypatch, task, scale):
 def test_where_methods_fit():
     radial, digits, bit = map(problem, ("denoise-radial", "digits", "cs-1bit"))
     fits = lambda law: {name for name, method in METHODS.items() if method.fits(law)}
-    assert fits(digits) - fits(radial) == {n for n in METHODS if n.startswith("map-")} - {
-        "map-latent"
-    }
+    variants = {n for n in METHODS if n.startswith("map-")} - {"map-latent", "map-image"}
+    assert fits(digits) - fits(radial) == variants
+    sensing = problem("cs-sinusoidal")
+    assert fits(sensing) - fits(radial) == {"map-image", "lasso"}
+    assert "map-image" not in fits(replace(sensing, middle=False))
     assert fits(radial) - fits(bit) == {"bm3d", "wiener"} and fits(bit) - fits(radial) == {"lasso"}
     edge = fits(replace(radial, middle=False))
     assert fits(radial) - edge == {

@@ -223,7 +223,7 @@ def planned(tasks: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
     every = {
         ("digits", ""): EVERYWHERE + IN_THE_MIDDLE + STRATEGIES + bm3d + ["wiener"],
         ("cs-sinusoidal", "m = 100"): EVERYWHERE + ["lasso", "wiener"],
-        ("cs-sinusoidal", "m = 300"): EVERYWHERE + IN_THE_MIDDLE + ["lasso", "wiener"],
+        ("cs-sinusoidal", "m = 300"): EVERYWHERE + IN_THE_MIDDLE + ["map-image", "lasso", "wiener"],
         ("denoise-sinusoidal", "c = 0.1"): EVERYWHERE + bm3d + ["wiener"],
         ("denoise-sinusoidal", "c = 0.3"): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
         ("denoise-radial", ""): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
