@@ -250,9 +250,9 @@ def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     rows = [r for r in result["rows"] if r["task"] == task and (axis in r["at"] or not axis)]
+    at = lambda r: r["at"][axis] if axis else r["value"] / _DEFAULTS[r["method"]]
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r for r in rows if r["method"] == method]
-        at = lambda r: r["at"][axis] if axis else r["value"] / _DEFAULTS[r["method"]]
         own.sort(key=at)
         if len(own) == 1:
             continue
@@ -267,6 +267,9 @@ def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
         )  # fmt: skip
     if axis != "c":
         axes.set_xscale("log")
+        places = sorted({at(r) for r in rows})
+        axes.set_xticks(places, [f"{v:g}" for v in places])
+        axes.minorticks_off()
     axes.set_xlabel(axis or "weight over its default (beta = 1, gamma = 0.1)")
     axes.set_ylabel("PSNR, dB")
     axes.grid(alpha=0.3)
