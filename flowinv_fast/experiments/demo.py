@@ -83,7 +83,7 @@ def tasks(seed: int = 0) -> list[Task]:
         Task(
             "digits", "digits on clothes, y = 0.5 x + 0.5 digit", "fashion-28", "fashion-28",
             operators.Scale(0.5), digit_flow, _RealDigits(), lambda y: 2 * y, (0.001, 0.01, 0.1),
-            {"method": "map_image"},
+            {"method": "map_image", "restarts": 4},
         ),
         Task(
             "sinusoidal", "2-D sinusoidal noise (exp, c = 0.2)", "fashion-28", "fashion-28",
