@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_names
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import flowinv_fast
 from flowinv_fast.data import sample_images
@@ -59,7 +59,11 @@ def test_wrong_files(flow, tmp_path):
     save_file({"weight": torch.zeros(3)}, other)
     folder = tmp_path / "folder"
     folder.mkdir()
-    for path in (cut, pickled, other, folder, tmp_path / "missing.safetensors"):
+    paths = [cut, pickled, other, folder, tmp_path / "missing.safetensors"]
+    for header in ("{", "[1]", '{"format": "flowinv_fast.realnvp.1"}'):
+        paths.append(tmp_path / f"header-{len(paths)}.safetensors")
+        save_file(load_file(good), paths[-1], metadata={"flowinv_fast": header})
+    for path in paths:
         assert str(path) in assert_names("name_or_path", lambda path=path: load_flow(path))
 
 

@@ -197,7 +197,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     with pytest.raises(TypeError):
         save_generator(moved(small()), path, {"not": {"for": object()}})
-    monkeypatch.setattr("flowinv_fast.generators.io.save_file", fails_half_way)
+    monkeypatch.setattr("flowinv_fast._weights.save_file", fails_half_way)
     with pytest.raises(OSError, match="no space left"):
         save_generator(moved(small()), path)
     assert path.read_bytes() == before
