@@ -70,6 +70,9 @@ class CMakeBuild(build_ext):
             f"-DFLOWINV_CUDA={'ON' if nvcc else 'OFF'}",
             f"-DFLOWINV_CPU_ONLY_REASON={reason}",
         ]  # fmt: skip
+        if ninja := shutil.which("ninja"):
+            # An earlier build's cache may name one of an environment that is gone.
+            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         if nvcc:
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
             if archs := os.environ.get("FLOWINV_CUDA_ARCHS"):

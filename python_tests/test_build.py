@@ -50,6 +50,32 @@ def test_imports_without_a_driver():
     assert done.returncode == 0 and "GPUs here    none" in done.stdout
 
 
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.skipif(not shutil.which("ninja", path=PATH), reason="needs ninja")
+def test_a_second_build_finds_its_own_ninja(tmp_path):
+    """pip's environment of the first build is gone when the second configures the same tree."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    cmake = tools / "cmake"  # configures, does not build
+    cmake.write_text(
+        f'#!/bin/sh\n[ "$1" = --build ] || exec {shutil.which("cmake", path=PATH)} "$@"\n'
+    )
+    cmake.chmod(0o755)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    (gone / "ninja").symlink_to(shutil.which("ninja", path=PATH))
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path / "b"),
+               "--build-lib", str(tmp_path / "l")]  # fmt: skip
+    environment = {**os.environ, "FLOWINV_CUDA": "off"}
+    for first in (f"{tools}:{gone}", f"{tools}"):
+        environment["PATH"] = f"{first}:{PATH}"
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (gone / "ninja").unlink(missing_ok=True)
+
+
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/*.cu")), ids=lambda p: p.stem)
 def test_register_and_spill_budget(source, tmp_path):
