@@ -16,7 +16,8 @@ from harness import conditions, write
 
 import flowinv_fast as ff
 from flowinv_fast.data import sample_images
-from flowinv_fast.experiments.demo import loss_of_truth, tasks
+from flowinv_fast.experiments.demo import tasks
+from flowinv_fast.experiments.tasks import loss_of_truth
 
 
 def main() -> None:

@@ -165,13 +165,12 @@ def main() -> None:
             x = run(y, task, flow)
             with torch.no_grad():
                 terms = evaluate(x)
-            peak = flow.info["log_prob_peak"] + 0.05 * math.prod(SHAPE)
             psnr = ff.metrics.psnr(x, truth)
             row = {
                 "task": task.title, "way": way, "psnr": psnr.mean().item(),
                 "deviation": psnr.std().item(), "gap": (terms.loss - least).median().item(),
                 "not_above": (terms.loss <= least).float().mean().item(),
-                "overshoot": (terms.log_prior > peak).float().mean().item(),
+                "overshoot": objectives.overshoot(flow, terms.log_prior).float().mean().item(),
             }  # fmt: skip
             print(*(f"{v:.2f}" if isinstance(v, float) else v for v in row.values()), flush=True)
             path = write("optimisation", {"conditions": where, "rows": [row]},

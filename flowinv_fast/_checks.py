@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import objectives
-from .errors import ArgumentError, require
+from .errors import ArgumentError, is_whole, require
 from .flows import FrozenFlow, RealNVP
 from .flows.frozen import PRECISIONS
 
@@ -17,9 +17,8 @@ _NAME = "reconstruct"
 
 
 def numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, seed) -> None:
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
     real = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
-    require(whole(steps) and steps >= 1, _NAME, "steps", "an integer of at least 1", steps)
+    require(is_whole(steps, 1), _NAME, "steps", "an integer of at least 1", steps)
     require(real(lr) and lr > 0, _NAME, "lr", "a positive number", lr)
     require(
         schedule in ("cosine", "constant"),
@@ -28,19 +27,15 @@ def numbers(steps, lr, schedule, restarts, smoothing, tempering, tol, patience, 
         "'cosine' or 'constant'",
         repr(schedule),
     )
-    require(
-        whole(restarts) and restarts >= 1, _NAME, "restarts", "an integer of at least 1", restarts
-    )
+    require(is_whole(restarts, 1), _NAME, "restarts", "an integer of at least 1", restarts)
     require(
         real(smoothing) and smoothing >= 0, _NAME, "smoothing", "a number of at least 0", smoothing
     )
     fraction = real(tempering) and 0 < tempering <= 1
     require(fraction, _NAME, "tempering", "a number in (0, 1]", tempering)
     require(real(tol) and tol >= 0, _NAME, "tol", "a number of at least 0", tol)
-    require(
-        whole(patience) and patience >= 1, _NAME, "patience", "an integer of at least 1", patience
-    )
-    require(whole(seed) and 0 <= seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)
+    require(is_whole(patience, 1), _NAME, "patience", "an integer of at least 1", patience)
+    require(is_whole(seed) and seed < 2**62, _NAME, "seed", "an integer in 0 .. 2^62 - 1", seed)
 
 
 def measurement(y: Any) -> None:
@@ -89,8 +84,8 @@ def precision(precision: str | None, polish: int | None, prior: Any, steps: int)
     frozen = isinstance(prior, FrozenFlow) and prior.precision == precision
     require(precision is None or frozen or type(prior) is RealNVP, _NAME, "precision",
             "None for a prior that is not a RealNVP", repr(precision))  # fmt: skip
-    whole = isinstance(polish, int) and not isinstance(polish, bool) and 0 <= polish <= steps
-    require(polish is None or whole, _NAME, "polish", f"None or an integer in 0..{steps}", polish)
+    good = polish is None or is_whole(polish) and polish <= steps
+    require(good, _NAME, "polish", f"None or an integer in 0..{steps}", polish)
 
 
 def weight(name: str, given: dict, y: Tensor) -> float | Tensor:

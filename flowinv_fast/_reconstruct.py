@@ -368,15 +368,10 @@ def _pack(solution: Solution, problem: Problem, chosen) -> Reconstruction:
     terms = objectives.Terms(*(clear(t) for t in solution.terms))
     return Reconstruction(
         x.detach(), None if chosen.space == "image" else best, estimate, *terms,
-        _overshoot(problem.prior, terms.log_prior, chosen),
+        objectives.overshoot(problem.prior, terms.log_prior) if "density" in chosen.needs else None,
         torch.where(lost, torch.zeros_like(solution.history), solution.history),
         status, clear(solution.steps),
     )  # fmt: skip
-
-
-def _overshoot(prior: Any, log_prior: Tensor, chosen: objectives.Method) -> Tensor | None:
-    peak = getattr(prior, "info", {}).get("log_prob_peak") if "density" in chosen.needs else None
-    return None if peak is None else log_prior > peak + 0.05 * math.prod(prior.shape)
 
 
 def _empty(y: Tensor, prior, chosen) -> Reconstruction:
@@ -386,7 +381,7 @@ def _empty(y: Tensor, prior, chosen) -> Reconstruction:
         x = objectives.generate(prior, z)
     return Reconstruction(
         x, None if chosen.space == "image" else z, y, acc, acc, acc,
-        _overshoot(prior, acc, chosen),
+        objectives.overshoot(prior, acc) if "density" in chosen.needs else None,
         acc.view(0, 0), [], torch.zeros(0, dtype=torch.long, device=y.device),
     )  # fmt: skip
 

@@ -20,12 +20,18 @@ def main(argv: list[str] | None = None) -> int:
         description="Image inverse problems with a normalizing-flow prior and noise model.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_demo(commands)
-    _add_reproduce(commands)
-    _add_train(commands)
+    common = argparse.ArgumentParser(add_help=False)  # of every command that computes
+    common.add_argument("--threads", type=int, help="CPU threads")
+    _add_demo(commands, common)
+    _add_reproduce(commands, common)
+    _add_train(commands, common)
     _add_info(commands)
     arguments = parser.parse_args(argv)
     try:
+        if getattr(arguments, "threads", None):
+            import torch
+
+            torch.set_num_threads(arguments.threads)
         return arguments.run(arguments)
     except ArgumentError as error:
         print(f"flowinv-fast {arguments.command}: {error}", file=sys.stderr)
@@ -35,9 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _add_demo(commands: argparse._SubParsersAction) -> None:
+def _add_demo(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     demo = commands.add_parser(
         "demo",
+        parents=[common],
         help="solve four inverse problems on real images",
         description="Digits removed from clothes, sinusoidal noise, compressed sensing and one-bit "
         "sensing on shipped test images, against MAP with Gaussian noise. Prints a PSNR table and "
@@ -53,24 +60,20 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         metavar="TASK",
         help="of digits, sinusoidal, cs, 1bit; all of them if not given",
     )
-    demo.add_argument("--threads", type=int, help="CPU threads")
     demo.set_defaults(run=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    import torch
-
     from .experiments.demo import run_demo
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     run_demo(arguments.out, arguments.images, arguments.seed, arguments.tasks)
     return 0
 
 
-def _add_reproduce(commands: argparse._SubParsersAction) -> None:
+def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     reproduce = commands.add_parser(
         "reproduce",
+        parents=[common],
         help="run the paper's experiments, with every method and baseline",
         description="Tunes every method on images outside the test set, solves the test images and "
         "writes results.json, curves, panels and report.html. Running the same command again goes "
@@ -100,21 +103,16 @@ def _add_reproduce(commands: argparse._SubParsersAction) -> None:
     add("--config", metavar="TOML", help="a configuration instead of the options above")
     add("--out", default="reproduction", help="folder for the results")
     add("--jobs", type=int, default=1, help="processes that share the work and the threads")
-    add("--threads", type=int, help="CPU threads")
     add("--quiet", action="store_true", help="no progress bar")
     reproduce.set_defaults(run=_reproduce)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    import torch
-
     from .errors import require
     from .experiments.config import TASKS, ReproduceConfig
     from .experiments.report import claims
     from .experiments.runner import reproduce
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.config:
         config = ReproduceConfig.load(arguments.config)
     else:
@@ -154,9 +152,10 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_train(commands: argparse._SubParsersAction) -> None:
+def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser(
         "train",
+        parents=[common],
         help="train a flow, a DCGAN or a VAE on your images",
         description="Train a prior on an IDX file, a .npy array or a folder of pictures. "
         "Running the same command for a RealNVP again continues an interrupted run.",
@@ -206,21 +205,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--bf16", action="store_true", help="conditioners in bfloat16")
     add("--evaluate-every", type=float, default=1.0, help="epochs between evaluations")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--threads", type=int, help="CPU threads")
     add("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=_train)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import torch
-
     from .data import load_images
     from .errors import require
     from .flows.realnvp import RealNVPConfig
     from .flows.train import TrainConfig, Trainer
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     images = load_images(arguments.data, arguments.size)
     size = tuple(images.shape[1:])
     if not hasattr(arguments, "lr"):

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from . import _checks as check
 from . import objectives
-from .errors import ArgumentError, SolverError, require
-from .flows import FrozenFlow, RealNVP
+from ._problem import freeze
+from .errors import ArgumentError, SolverError, is_whole, require
+from .flows import FrozenFlow
 from .objectives import log_noise_of
 
 
@@ -167,12 +168,11 @@ def sample_posterior(
     operator = check.as_operator(operator)
     for argument, value, least in (("samples", samples, 2), ("warm_up", warm_up, 1),
                                    ("thin", thin, 1)):  # fmt: skip
-        require(isinstance(value, int) and value >= least, name, argument,
-                f"an integer of at least {least}", value)  # fmt: skip
+        require(is_whole(value, least), name, argument, f"an integer of at least {least}", value)
     good = isinstance(tempering, (int, float)) and 0 < tempering <= 1
     require(good, name, "tempering", "a number in (0, 1]", tempering)
-    require(isinstance(seed, int) and 0 <= seed < 2**62, name, "seed",
-            "an integer in 0 .. 2^62 - 1", seed)  # fmt: skip
+    good = is_whole(seed) and seed < 2**62
+    require(good, name, "seed", "an integer in 0 .. 2^62 - 1", seed)
     check.prior(prior, objectives.METHODS["mle"], y)
     require(bool(torch.isfinite(y).all()), name, "y", "finite measurements", "NaN or infinity")
     require(hasattr(noise, "log_prob"), name, "noise", "an object with log_prob(residual)",
@@ -185,8 +185,7 @@ def sample_posterior(
     good = good and bool(torch.isfinite(init).all())
     require(good, name, "init", f"finite latents ({len(y)}, {size}), {y.dtype} on {y.device}",
             getattr(init, "shape", type(init)))  # fmt: skip
-    if type(prior) is RealNVP and prior.location.dtype == torch.float32:
-        prior = prior.freeze()
+    prior, noise = freeze(prior), freeze(noise)
     check.shapes(y, operator, prior, noise)
 
     def terms(z: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:

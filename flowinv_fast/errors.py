@@ -27,6 +27,11 @@ class SolverError(RuntimeError):
     """A solve that could not go on; the message says where it stopped and what to try."""
 
 
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether this is an integer of at least ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def require(condition: bool, function: str, argument: str, expected: str, got: Any) -> None:
     """Raise ArgumentError unless ``condition`` holds."""
     if not condition:

@@ -76,6 +76,15 @@ def generate(prior: Any, z: Tensor) -> Tensor:
     return prior.decode(z)[0] if hasattr(prior, "decode") else prior(z)
 
 
+def overshoot(prior: Any, log_prior: Tensor) -> Tensor | None:
+    """Where log p is more than 0.05 nats a pixel above every held-out image's, (B,).
+
+    None for a prior whose ``info`` has no "log_prob_peak", the largest of those.
+    """
+    peak = getattr(prior, "info", {}).get("log_prob_peak")
+    return None if peak is None else log_prior > peak + 0.05 * math.prod(prior.shape)
+
+
 def _squared_error(y: Tensor, fx: Tensor) -> Tensor:
     return (y - fx).square().flatten(1).sum(1)
 

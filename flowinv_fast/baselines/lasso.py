@@ -9,7 +9,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from ..errors import require
+from ..errors import is_whole, require
 
 
 def lasso_dct(
@@ -43,8 +43,7 @@ def lasso_dct(
     require(len(shape) == 3 and min(shape) >= 1, "lasso_dct", "shape", "(C, H, W)", shape)
     good = isinstance(alpha, (int, float)) and 0 <= alpha < math.inf
     require(good, "lasso_dct", "alpha", "a number >= 0", alpha)
-    good = isinstance(steps, int) and steps >= 1
-    require(good, "lasso_dct", "steps", "an integer of at least 1", steps)
+    require(is_whole(steps, 1), "lasso_dct", "steps", "an integer of at least 1", steps)
     transform = lambda f, t: torch.from_numpy(f(t.numpy(), axes=(2, 3), norm="ortho"))
     to_image = lambda c: transform(scipy.fft.idctn, c)
     to_coefficients = lambda x: transform(scipy.fft.dctn, x)

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,17 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
         f"images of size {size}", f"{path} with images of size {tuple(images.shape[1:])}",
     )  # fmt: skip
     return images
+
+
+def require_images(
+    function: str, argument: str, images: Any, shape: tuple[int, int, int], least: int = 1
+) -> None:
+    """Refuse anything but at least so many uint8 images (N, C, H, W) of this shape."""
+    wanted = f"uint8 of shape (N, {', '.join(map(str, shape))}), N at least {least}"
+    require(isinstance(images, Tensor), function, argument, wanted, type(images).__name__)
+    good = images.dtype == torch.uint8 and tuple(images.shape[1:]) == tuple(shape)
+    require(good and len(images) >= least, function, argument, wanted,
+            f"{images.dtype} of shape {tuple(images.shape)}")  # fmt: skip
 
 
 def _load_idx(path: Path) -> Tensor:

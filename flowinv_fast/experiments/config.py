@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .._files import whole_file
-from ..errors import ArgumentError, require
+from ..errors import ArgumentError, is_whole, require
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,11 +71,9 @@ class ReproduceConfig:
         check(once, "tasks", f"a list of names of {TASKS}, each once")
         object.__setattr__(self, "tasks", tuple(self.tasks))
         check(self.signal in SIGNALS, "signal", f"one of {SIGNALS}")
-        whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
         for name in ("images", "tuning_images", "steps", "restarts", "chunk"):
-            value = getattr(self, name)
-            check(whole(value) and value >= 1, name, "an integer of at least 1")
-        check(whole(self.seed) and 0 <= self.seed < 2**31, "seed", "an integer in 0 .. 2^31 - 1")
+            check(is_whole(getattr(self, name), 1), name, "an integer of at least 1")
+        check(is_whole(self.seed) and self.seed < 2**31, "seed", "an integer in 0 .. 2^31 - 1")
         check(isinstance(self.quick, bool), "quick", "true or false")
         for name in _FILES:
             value = getattr(self, name)

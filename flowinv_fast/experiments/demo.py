@@ -26,6 +26,7 @@ from .._reconstruct import measure, reconstruct
 from ..data import image_grid, sample_images, to_picture
 from ..errors import require
 from ..flows import load_flow
+from .tasks import loss_of_truth
 
 SHAPE = (1, 28, 28)
 STEPS = 150
@@ -182,12 +183,6 @@ def _solve(task: Task, images: int, seed: int, steps: int) -> tuple[dict, list[T
         "status": [status.name for status in ours.status],
     }  # fmt: skip
     return row, [truth, preview, candidates[best], ours.x]
-
-
-def loss_of_truth(truth: Tensor, y: Tensor, task: Task, prior: Any) -> Tensor:
-    """MAP loss of the true images, (B,): what an ideal optimiser must not exceed."""
-    with torch.no_grad():
-        return -task.noise.log_prob(y - task.operator(truth)) - prior.log_prob(truth)
 
 
 def _table(result: dict) -> list[str]:

@@ -15,6 +15,7 @@ from .. import baselines
 from .._reconstruct import Reconstruction, reconstruct
 from ..flows import RealNVP
 from ..generators import load_generator
+from ..objectives import DEFAULT_WEIGHT
 from ..solvers import STRATEGIES
 from .config import ReproduceConfig
 from .tasks import PRIORS, Problem, rms
@@ -171,7 +172,7 @@ METHODS = {
 OURS = "map"
 # Of the sensitivity task: the same factors around the default of either weight.
 BETAS = tuple(4.0**k for k in range(-2, 3))
-GAMMAS = tuple(0.1 * beta for beta in BETAS)
+GAMMAS = tuple(DEFAULT_WEIGHT["gamma"] * beta for beta in BETAS)
 
 
 def chosen_methods(problem: Problem) -> list[Method]:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 
 from .._files import whole_file
 from ..data import image_grid, to_picture
+from ..objectives import DEFAULT_WEIGHT
+from .methods import OURS
 
-OURS = "map"
-_DEFAULTS = {"map": 1.0, "asim": 0.1}  # weights at the middle of the sensitivity task
 ABOUT = {
     "digits": "y = 0.5 x + 0.5 digit: real handwritten digits over the image; the noise model is "
     "a flow trained on digits.",
@@ -250,7 +250,7 @@ def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     rows = [r for r in result["rows"] if r["task"] == task and (axis in r["at"] or not axis)]
-    at = lambda r: r["at"][axis] if axis else r["value"] / _DEFAULTS[r["method"]]
+    at = lambda r: r["at"][axis] if axis else r["value"] / DEFAULT_WEIGHT[r["parameter"]]
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r for r in rows if r["method"] == method]
         own.sort(key=at)

@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from .. import _backend, metrics
 from .._files import whole_file
-from ..errors import require
+from ..errors import is_whole, require
 from ..flows import load_flow
 from . import beyond, report
 from .config import ReproduceConfig
 from .methods import BETAS, GAMMAS, METHODS, OURS, Context, Method, chosen_methods
-from .tasks import PRIORS, Images, Problem, problems
+from .tasks import PRIORS, Images, Problem, loss_of_truth, problems
 
 SHOWN = 8  # images of a cell that are kept as pictures
 
@@ -74,8 +74,7 @@ def reproduce(
     Raises:
         ArgumentError: a folder of another configuration, or files that cannot be used.
     """
-    require(isinstance(jobs, int) and jobs >= 1, "reproduce", "jobs", "an integer of at least 1",
-            jobs)  # fmt: skip
+    require(is_whole(jobs, 1), "reproduce", "jobs", "an integer of at least 1", jobs)
     folder = Path(folder)
     kept = folder / "config.toml"
     if kept.exists():
@@ -118,16 +117,16 @@ class _Run:
         for first in range(0, count, self.config.chunk):
             yield Cell(problem, method, value, part, first, min(count, first + self.config.chunk))
 
-    def named(self, name: str) -> Cell:
-        """The cell of a name."""
-        for problem in self.problems:
-            for method in chosen_methods(problem):
-                for value in dict.fromkeys((*method.grid, *_weights(method))):
-                    for part in ("tuning", "test"):
-                        for cell in self._cells(problem, method, value, part):
-                            if cell.name == name:
-                                return cell
-        raise KeyError(name)
+    def every_cell(self) -> dict[str, Cell]:
+        """All that a run of this configuration could ask for, by name."""
+        return {
+            cell.name: cell
+            for problem in self.problems
+            for method in chosen_methods(problem)
+            for value in (*method.grid, *_weights(method))
+            for part in ("tuning", "test")
+            for cell in self._cells(problem, method, value, part)
+        }
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
@@ -163,10 +162,8 @@ class _Run:
         if found is not None:
             table |= {n: getattr(found, n) for n in ("loss", "log_noise", "log_prior", "steps")}
         if found is not None and cell.method.name.startswith(OURS):
-            with torch.no_grad():
-                log_prior = self.context.flow.log_prob(truth)
-                log_noise = problem.noise.log_prob(y - problem.operator(truth))
-            table["gap"] = found.loss + log_noise + cell.value * log_prior
+            least = loss_of_truth(truth, y, problem, self.context.flow, cell.value)
+            table["gap"] = found.loss - least
             table["prior_overshoot"] = found.prior_overshoot
         rows = [
             {"image": cell.first + i, "seconds": round(seconds, 4),
@@ -254,11 +251,8 @@ class _Run:
         """Posterior draws and Theorem 4.1 on the first test images; a file each once done."""
         count = 2 if self.config.quick else 6
         truth, steps, seed = self.images.test[:count], self.config.steps, self.config.seed
-        drawn, arrays = (
-            self.folder / "cells" / "posterior.json",
-            self.folder / "cells" / "posterior.npz",
-        )
-        told = self.folder / "cells" / "bound.json"
+        done = lambda name: self.folder / "cells" / name
+        drawn, arrays, told = map(done, ("posterior.json", "posterior.npz", "bound.json"))
         if not drawn.exists():
             facts, pictures = beyond.posterior(self.flow, truth, steps, seed)
             _save_arrays(arrays, pictures)
@@ -286,19 +280,21 @@ def _weights(method: Method) -> tuple[float, ...]:
 
 
 _worker: _Run | None = None  # of a process that does cells for another
+_worker_cells: dict[str, Cell] = {}
 
 
 def _start_worker(config: ReproduceConfig, folder: Path, threads: int) -> None:
-    global _worker
+    global _worker, _worker_cells
     torch.set_num_threads(threads)
     _worker = _Run(config, folder, False, 1)
+    _worker_cells = _worker.every_cell()
     # A parent that is killed takes its workers with it.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _solve_named(name: str) -> None:
-    _worker.solve(_worker.named(name))
+    _worker.solve(_worker_cells[name])
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import noise, operators
+from .. import noise, objectives, operators
 from .._reconstruct import measure
 from ..data import load_images, sample_images
 from ..errors import require
@@ -87,7 +87,7 @@ def problems(task: str, config: ReproduceConfig, digits: Tensor) -> list[Problem
     """The problems of a task, in the order of its sweep."""
     quick, seed = config.quick, config.seed
     if task == "digits":
-        return [_digits(task, digits)]
+        return [_digits(digits)]
     if task == "sensitivity":
         return [replace(_sensing(200, seed), task=task, setting="", at={})]
     if task == "cs-sinusoidal":
@@ -107,12 +107,12 @@ def problems(task: str, config: ReproduceConfig, digits: Tensor) -> list[Problem
     raise AssertionError(task)
 
 
-def _digits(task: str, digits: Tensor) -> Problem:
+def _digits(digits: Tensor) -> Problem:
     law = noise.Flow(load_flow("digits-noise-28").freeze(), scale=0.5)
     halves = operators.Scale(0.5)
     drawn = 0.5 * digits
     return Problem(
-        task, "", {}, halves, law, RealDigits(digits), lambda y: 2 * y,
+        "digits", "", {}, halves, law, RealDigits(digits), lambda y: 2 * y,
         drawn.std(0, keepdim=True).clamp_min(1e-3), float(drawn.mean()), (halves, halves.adjoint),
         {"method": "map_image", "restarts": 2},
     )  # fmt: skip
@@ -213,6 +213,13 @@ def paper_selection(argument: str, path: str | Path, count: int) -> Tensor:
             "10,000 test images, of which at most 1,000 are taken",
             f"{len(images)} images, {count} wanted")  # fmt: skip
     return _floats(images, _SELECTION[:count])
+
+
+def loss_of_truth(truth: Tensor, y: Tensor, problem: Any, prior: Any, beta: float = 1.0) -> Tensor:
+    """MAP loss of the true images, (B,): what an ideal optimiser must not exceed."""
+    evaluate = objectives.map_image(y, problem.operator, prior, problem.noise, beta)
+    with torch.no_grad():
+        return evaluate(truth).loss
 
 
 def rms(std: Tensor) -> float:

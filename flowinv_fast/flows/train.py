@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._files import whole_file
-from ..data import image_grid, save_png
+from ..data.images import image_grid, require_images, save_png
 from ..errors import ArgumentError, SolverError, require
 from .io import save_flow
 from .realnvp import RealNVP, RealNVPConfig
@@ -97,10 +97,7 @@ class Trainer:
         progress: bool = True,
     ):
         for name, data in (("images", images), ("held_out", held_out)):
-            good = data.dtype == torch.uint8 and tuple(data.shape[1:]) == flow_config.shape
-            got = f"{data.dtype} of shape {tuple(data.shape)}"
-            want = f"uint8 of shape (N, {', '.join(map(str, flow_config.shape))})"
-            require(good and len(data) > 0, "Trainer", name, want, got)
+            require_images("Trainer", name, data, flow_config.shape)
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.images = _reduce_depth(images, flow_config.bits)
         self.held_out = _reduce_depth(held_out, flow_config.bits)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import require
+from ..errors import is_whole, require
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,16 @@ class GeneratorConfig:
         check = lambda ok, name, want: require(
             ok, "GeneratorConfig", name, want, getattr(self, name)
         )
-        whole = lambda n: isinstance(n, int) and not isinstance(n, bool) and n >= 1
         good = isinstance(self.shape, (tuple, list)) and len(self.shape) == 3
-        check(good and all(whole(n) for n in self.shape), "shape", "three positive sizes")
+        check(good and all(is_whole(n, 1) for n in self.shape), "shape", "three positive sizes")
         object.__setattr__(self, "shape", tuple(self.shape))
         side = self.shape[1]
         doublings = math.log2(side / self.base) if side >= 8 else 0.0
         good = side == self.shape[2] and doublings >= 1 and doublings.is_integer()
         check(good, "shape", "H = W = 4 or 7 times a power of two, from 8 on")
         check(self.kind in ("dcgan", "vae"), "kind", "'dcgan' or 'vae'")
-        check(whole(self.latent_dim), "latent_dim", "an integer of at least 1")
-        check(whole(self.width), "width", "an integer of at least 1")
+        check(is_whole(self.latent_dim, 1), "latent_dim", "an integer of at least 1")
+        check(is_whole(self.width, 1), "width", "an integer of at least 1")
 
     @property
     def base(self) -> int:

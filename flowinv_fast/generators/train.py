@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.images import image_grid, save_png
-from ..errors import SolverError, require
+from ..data.images import image_grid, require_images, save_png
+from ..errors import SolverError, is_whole, require
 from .io import save_generator
 from .nets import GeneratorConfig, companion, make
 
@@ -26,7 +26,7 @@ class GeneratorTraining:
 
     Args:
         epochs: passes over the images, rounded up. batch: images per step. lr: step size of Adam.
-        seed: fixes weights, order and latents.
+        seed: fixes weights and latents; the order of the images is that of the epoch.
     """
 
     epochs: float = 10
@@ -35,13 +35,12 @@ class GeneratorTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
         for name in ("epochs", "batch", "lr"):
             value = getattr(self, name)
             good = isinstance(value, (int, float)) and 0 < value < math.inf
             require(good, "GeneratorTraining", name, "a positive number", value)
-        require(whole(self.batch), "GeneratorTraining", "batch", "an integer", self.batch)
-        good = whole(self.seed) and 0 <= self.seed < 2**62
+        require(is_whole(self.batch), "GeneratorTraining", "batch", "an integer", self.batch)
+        good = is_whole(self.seed) and self.seed < 2**62
         require(good, "GeneratorTraining", "seed", "an integer in 0 .. 2^62 - 1", self.seed)
 
 
@@ -68,11 +67,7 @@ def train_generator(
         ArgumentError: images that do not fit the architecture.
         SolverError: a loss that is not finite.
     """
-    wanted = f"uint8 (N, {', '.join(map(str, config.shape))})"
-    require(isinstance(images, Tensor), "train_generator", "images", wanted, type(images).__name__)
-    good = images.dtype == torch.uint8 and tuple(images.shape[1:]) == config.shape
-    require(good and len(images) >= 2, "train_generator", "images", wanted,
-            f"{images.dtype} of shape {tuple(images.shape)}")  # fmt: skip
+    require_images("train_generator", "images", images, config.shape, 2)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):

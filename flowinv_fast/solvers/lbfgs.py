@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..objectives import Evaluate
+from ..objectives import Evaluate, Terms
 from .gradient import Solution, Status, value_and_gradient
 
 _MEMORY = 10  # pairs of steps and gradient changes that an image keeps
@@ -48,8 +48,8 @@ def lbfgs(
     loss, grad = at(x)
     grad = grad.flatten(1)
     batch = shape[0]
-    active = torch.isfinite(loss) & (torch.ones_like(loss, dtype=torch.bool) if active is None
-                                     else active)  # fmt: skip
+    finite = torch.isfinite(loss)
+    active = finite if active is None else finite & active
     pairs = _Pairs(x)
     direction = -grad
     length = _first_length(grad)
@@ -93,7 +93,7 @@ def lbfgs(
     except KeyboardInterrupt:
         interrupted = True
     with torch.no_grad():
-        terms = type(evaluated := evaluate(x.view(shape)))(*(t.detach() for t in evaluated))
+        terms = Terms(*(t.detach() for t in evaluate(x.view(shape))))
     rest = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
     status = [
         Status.FAILED if not ok else Status.CONVERGED if ended else rest
@@ -125,8 +125,7 @@ class _Pairs:
         if not which.any():
             return
         for kept, new in ((self.s, s), (self.y, y), (self.inverse, 1 / product)):
-            shifted = torch.cat([kept[which][:, 1:], new[which][:, None]], 1)
-            kept[which] = shifted
+            kept[which] = torch.cat([kept[which][:, 1:], new[which][:, None]], 1)
         self.count += which
 
     def forget(self, which: Tensor) -> None:

@@ -11,7 +11,7 @@ class Strategy:
 
     Args:
         latent: share of the steps that "map_image" first takes in latent space, from whose
-            solution it goes on with a tenth of the step size.
+            solution it goes on with a fifth of the step size.
         lbfgs: share of the steps that L-BFGS takes at the end.
         smoothing: first standard deviation of the noise on the variable while annealing.
         tempering: first weight of log p_noise while annealing.
