@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where a user's own go."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def user_folder() -> Path:
+    """Where a user's own weights go: FLOWINV_DATA, or flowinv_fast below XDG_DATA_HOME."""
+    if os.environ.get("FLOWINV_DATA"):
+        return Path(os.environ["FLOWINV_DATA"])
+    return (
+        Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "flowinv_fast"
+    )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ._files import whole_file
+from ._files import user_folder, whole_file
 from .errors import ArgumentError, require
 
 _KEY = "flowinv_fast"
@@ -26,12 +26,14 @@ class WeightsFiles:
         kind: format, named in every header.
         folder: where the shipped ones lie.
         saver, loader: names of the public functions, for messages.
+        trained: name of the weights file in a folder of training.
     """
 
     kind: str
     folder: Path
     saver: str
     loader: str
+    trained: str
 
     def save(
         self,
@@ -55,7 +57,7 @@ class WeightsFiles:
         make: Callable[[dict], nn.Module],
         loaded: Callable[[Tensor], Tensor],
     ) -> nn.Module:
-        """A shipped module by name, or that of a file; evaluating, without weight gradients.
+        """A shipped or a user's own module by name, or that of a file, its weights without gradients.
 
         ``make`` builds it from its configuration, ``loaded`` turns a stored weight into its own.
         Nothing is unpickled. A file that is missing, damaged or of another kind is an
@@ -88,7 +90,8 @@ class WeightsFiles:
 
     def _find(self, name_or_path: str | os.PathLike) -> Path:
         shipped = self.folder / f"{name_or_path}.safetensors"
-        path = shipped if shipped.is_file() else Path(name_or_path)
+        trained = user_folder() / str(name_or_path) / self.trained
+        path = next((p for p in (shipped, trained) if p.is_file()), Path(name_or_path))
         names = ", ".join(path.stem for path in self._shipped())
         require(path.is_file(), self.loader, "name_or_path", f"a file or one of: {names}",
                 str(name_or_path))  # fmt: skip

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .data import Crops, Stored
+    from .flows.presets import Preset
+
+from ._files import user_folder
 from .errors import ArgumentError, SolverError
+
+HELD_OUT_CROPS = 500
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,15 +166,43 @@ def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
         parents=[common],
         help="train a flow, a DCGAN or a VAE on your images",
         description="Train a prior on an IDX file, a .npy array or a folder of pictures. "
-        "Running the same command for a RealNVP again continues an interrupted run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "Running the same command for a RealNVP again continues an interrupted run; torchrun "
+        "shares it among processes.",
+        epilog="presets: mnist-28 and celeba-hq-64, the paper's; photo-64, the latter for crops of "
+        "photographs; mnist-28-small and photo-64-small, for CPUs. Options change a preset.",
     )
     add = train.add_argument
-    add("--data", required=True, help="IDX file, .npy array or folder of pictures")
-    add("--held-out", help="the same for held-out images; without it, --held-out-fraction")
-    add("--held-out-fraction", type=float, default=0.1, help="last part of --data held out")
-    add("--out", required=True, help="folder for weights, state, log and samples")
+    add("preset", nargs="?", metavar="PRESET", help="architecture and settings by name, see below")
+    add(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="IDX file, .npy array or folder of pictures; "
+        "a folder with the parts train and test (or val, valid) is split so",
+    )
+    add(
+        "--held-out",
+        metavar="PATH",
+        help="the same for held-out images; without it, --held-out-fraction",
+    )
+    add(
+        "--held-out-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="last part of --data that is held out (default 0.1: of the 30,000 pictures of "
+        "CelebA-HQ, 27,000 and 3,000)",
+    )
+    add(
+        "--out",
+        metavar="FOLDER",
+        help="for weights, state, log and samples (default with a "
+        "preset: ~/.local/share/flowinv_fast/PRESET, where load_flow finds it by name)",
+    )
     add("--size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size for a folder")
+    add("--crops", action="store_true", help="random crops of the pictures of a folder")
+    add("--flips", action="store_true", help="mirror half of the training images (crops always)")
+    add("--start", metavar="FLOW", help="weights to start at: a name or a file")
     add(
         "--model",
         choices=["realnvp", "dcgan", "vae"],
@@ -174,86 +210,152 @@ def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
         help="dcgan and vae take --data, --size, --out, --epochs, --minutes, --batch, --lr, --seed "
         "and the two options below; all others are of a realnvp",
     )
-    add("--latent-dim", type=int, default=64, help="numbers in a latent (dcgan, vae)")
-    add("--width", type=int, default=32, help="channels of the largest maps (dcgan, vae)")
+    add("--latent-dim", type=int, default=64, help="numbers in a latent (dcgan, vae; default 64)")
     add(
-        "--support",
-        choices=["bounded", "unbounded"],
-        default="unbounded",
-        help="bounded: logit, images in [0, 1]; unbounded: all of R^n, Gaussian smoothing",
+        "--width",
+        type=int,
+        default=32,
+        help="channels of the largest maps (dcgan, vae; default 32)",
     )
-    add("--bits", type=int, default=8, help="pixel depth")
-    add("--alpha", type=float, default=0.05, help="margin of the logit (bounded)")
-    add("--smoothing", type=float, default=0.08, help="std of the training noise (unbounded)")
-    add("--scales", type=int, default=3, help="scales of the RealNVP")
-    add("--hidden", type=int, default=64, help="channels of the conditioners")
-    add("--blocks", type=int, default=2, help="residual blocks per conditioner")
-    add("--epochs", type=float, default=10, help="passes over the data")
+    flow = train.add_argument_group("architecture of a realnvp")
+    for name, kind, default, told in _FLOW_OPTIONS:
+        flow.add_argument(
+            f"--{name}", default=argparse.SUPPRESS, help=f"{told} (default {default})", **kind
+        )
+    training = train.add_argument_group("training")
+    for name, kind, default, told in _TRAIN_OPTIONS:
+        text = f"{told} (default {default})" if default else told
+        training.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
+    add = training.add_argument
     add("--minutes", type=float, default=float("inf"), help="stop after this long")
-    add("--batch", type=int, default=128, help="images per step")
-    add(
-        "--lr",
-        type=float,
-        default=argparse.SUPPRESS,
-        help="learning rate (default: 1e-3, and 2e-4 for a dcgan)",
-    )
-    add("--halve-every", type=float, default=40, help="epochs per halving of the learning rate")
-    add("--max-grad-norm", type=float, default=100.0, help="gradient clipping")
-    add("--penalty", type=float, default=5e-5, help="weight-normalisation penalty")
-    add("--ema", type=float, default=0.999, help="decay of the weights' moving average")
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--bf16", action="store_true", help="conditioners in bfloat16")
-    add("--evaluate-every", type=float, default=1.0, help="epochs between evaluations")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--evaluate-every", type=float, default=1.0, help="epochs between evaluations (default 1)")
+    add("--save-minutes", type=float, default=5.0, help="what a kill loses at most (default 5)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=_train)
 
 
+_INT, _FLOAT, _FLAG = {"type": int}, {"type": float}, {"action": "store_true"}
+_FLOW_OPTIONS = (
+    ("support", {"choices": ["bounded", "unbounded"]}, "unbounded",
+     "bounded: logit, images in [0, 1]; unbounded: all of R^n"),
+    ("bits", _INT, "8", "pixel depth"),
+    ("alpha", _FLOAT, "0.05", "margin of the logit (bounded)"),
+    ("smoothing", _FLOAT, "0.08", "std of the training noise (unbounded); 0: uniform "
+     "dequantisation"),
+    ("scales", _INT, "3", "scales"),
+    ("hidden", _INT, "64", "channels of the conditioners"),
+    ("blocks", _INT, "2", "residual blocks per conditioner"),
+)  # fmt: skip
+_TRAIN_OPTIONS = (
+    ("epochs", _FLOAT, "10", "passes over the data"),
+    ("batch", _INT, "128", "images per step, over all processes"),
+    ("lr", _FLOAT, "1e-3, and 2e-4 for a dcgan", "learning rate"),
+    ("gain-lr", _FLOAT, "10", "learning rate of the couplings' gains over --lr"),
+    ("halve-every", _FLOAT, "40", "epochs per halving of the learning rate"),
+    ("max-grad-norm", _FLOAT, "100", "gradient clipping"),
+    ("penalty", _FLOAT, "5e-5", "weight-normalisation penalty"),
+    ("ema", _FLOAT, "0.999", "decay of the weights' moving average"),
+    ("warmup", _INT, "200", "steps of learning-rate warm-up"),
+    ("seed", _INT, "0", "seed of everything random"),
+    ("precision", {"choices": ["fp32", "tf32", "bf16"]}, "fp32", "of the conditioners"),
+    ("recompute", _FLAG, "", "recompute activations: memory of one coupling"),
+    ("compile", _FLAG, "", "torch.compile the conditioners"),
+)  # fmt: skip
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
     from .data import load_images
     from .errors import require
+    from .flows import load_flow
+    from .flows.presets import PRESETS, Preset
     from .flows.realnvp import RealNVPConfig
     from .flows.train import TrainConfig, Trainer
 
-    images = load_images(arguments.data, arguments.size)
-    size = tuple(images.shape[1:])
-    if not hasattr(arguments, "lr"):
-        arguments.lr = 2e-4 if arguments.model == "dcgan" else 1e-3
+    name = arguments.preset
+    require(name is None or name in PRESETS, "train", "PRESET", f"one of {list(PRESETS)}", name)
+    preset = PRESETS.get(name) or Preset("", RealNVPConfig((1, 28, 28)), TrainConfig())
+    require(name or arguments.out, "train", "--out", "a folder", "none")
+    out = arguments.out or user_folder() / name
     if arguments.model != "realnvp":
-        return _train_generator(arguments, images)
-    if arguments.held_out:
-        held_out = load_images(arguments.held_out, size)
+        return _train_generator(arguments, load_images(arguments.data, arguments.size))
+    size = arguments.size or (preset.flow.shape if name else None)
+    seed = getattr(arguments, "seed", preset.train.seed)
+    images, held_out = _training_images(arguments, preset, size, seed)
+    chosen = lambda options: {
+        key: getattr(arguments, key)
+        for key in (option[0].replace("-", "_") for option in options)
+        if hasattr(arguments, key)
+    }
+    flow_config = replace(preset.flow, shape=images.shape, **chosen(_FLOW_OPTIONS))
+    config = replace(preset.train, **chosen(_TRAIN_OPTIONS))
+    device, together = _place(arguments.device)
+    start = load_flow(arguments.start) if arguments.start else None
+    try:
+        trainer = Trainer(
+            flow_config, config, images, held_out, out, device, {"data": arguments.data},
+            not arguments.quiet, start,
+        )  # fmt: skip
+        result = trainer.run(arguments.minutes, arguments.evaluate_every, arguments.save_minutes)
+    finally:
+        if together:
+            torch.distributed.destroy_process_group()
+    if trainer.rank == 0:
+        print(
+            f"{result['bits_per_dim']:.4f} bits/dim on {result['held_out_images']} held-out "
+            f"images, epoch {result['epoch']:g}; weights in {out}/flow.safetensors"
+        )
+    return 0
+
+
+def _place(device: str | None) -> tuple[str, bool]:
+    """Where this process computes, and whether torchrun started it beside others."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device, False
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return device, True
+
+
+def _training_images(
+    arguments: argparse.Namespace, preset: Preset, size: tuple | None, seed: int
+) -> tuple[Stored | Crops, Tensor]:
+    """Training images, and held-out ones of the same size."""
+    from .data import Crops, Stored, load_images
+    from .errors import require
+
+    data, held_out = Path(arguments.data), arguments.held_out
+    if held_out is None and (data / "train").is_dir():
+        parts = [data / n for n in ("test", "val", "valid", "validation") if (data / n).is_dir()]
+        if parts:
+            data, held_out = data / "train", parts[0]
+    if arguments.crops or preset.crops:
+        require(
+            held_out is not None,
+            "train",
+            "--held-out",
+            "a folder of other photographs (or --data with the parts train and test)",
+            "none",
+        )
+        crops = lambda folder: Crops(folder, size or (3, 64, 64), seed=seed)
+        return crops(data), crops(held_out).take(HELD_OUT_CROPS, 1)
+    images = load_images(data, size)
+    if held_out is not None:
+        other = load_images(held_out, tuple(images.shape[1:]))
     else:
         fraction = arguments.held_out_fraction
         require(0 < fraction < 1, "train", "--held-out-fraction", "a number in (0, 1)", fraction)
         count = max(1, round(fraction * len(images)))
-        images, held_out = images[:-count], images[-count:]
-    flow_config = RealNVPConfig(
-        size, arguments.scales, arguments.hidden, arguments.blocks, arguments.support,
-        arguments.bits, arguments.alpha, arguments.smoothing,
-    )  # fmt: skip
-    names = (
-        "epochs",
-        "batch",
-        "lr",
-        "halve_every",
-        "max_grad_norm",
-        "penalty",
-        "ema",
-        "seed",
-        "bf16",
-    )
-    config = replace(TrainConfig(), **{name: getattr(arguments, name) for name in names})
-    trainer = Trainer(
-        flow_config, config, images, held_out, arguments.out, arguments.device,
-        {"data": arguments.data}, not arguments.quiet,
-    )  # fmt: skip
-    result = trainer.run(arguments.minutes, arguments.evaluate_every)
-    print(
-        f"{result['bits_per_dim']:.4f} bits/dim on {result['held_out_images']} held-out images, "
-        f"epoch {result['epoch']:g}; weights in {arguments.out}/flow.safetensors"
-    )
-    return 0
+        images, other = images[:-count], images[-count:]
+    return Stored(images, arguments.flips or preset.flips, seed), other
 
 
 def _train_generator(arguments: argparse.Namespace, images: Tensor) -> int:
@@ -263,10 +365,14 @@ def _train_generator(arguments: argparse.Namespace, images: Tensor) -> int:
     config = GeneratorConfig(
         tuple(images.shape[1:]), arguments.model, arguments.latent_dim, arguments.width
     )
-    training = GeneratorTraining(arguments.epochs, arguments.batch, arguments.lr, arguments.seed)
+    training = GeneratorTraining(
+        getattr(arguments, "epochs", 10), getattr(arguments, "batch", 128),
+        getattr(arguments, "lr", 2e-4 if arguments.model == "dcgan" else 1e-3),
+        getattr(arguments, "seed", 0),
+    )  # fmt: skip
     trained = train_generator(
-        config, training, images, arguments.out, arguments.device, {"data": arguments.data},
-        not arguments.quiet, arguments.minutes,
+        config, training, images, arguments.out, _place(arguments.device)[0],
+        {"data": arguments.data}, not arguments.quiet, arguments.minutes,
     )  # fmt: skip
     print(f"{trained.info['epoch']} epochs; weights in {arguments.out}/generator.safetensors")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +95,36 @@ def _load_npy(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(data))
 
 
-def _load_folder(path: Path, size: tuple[int, int, int] | None) -> Tensor:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    require(len(files) > 0, "load_images", "path", "a folder with pictures", str(path))
-    pictures = []
-    for file in files:
+def open_pictures(function: str, argument: str, folder: str | os.PathLike) -> Iterator[Image.Image]:
+    """The pictures of a folder and its subfolders, numbers in names sorted by value.
+
+    Raises:
+        ArgumentError: no pictures there, or one that cannot be read.
+    """
+    folder = Path(folder)
+    files = [p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES]
+    require(len(files) > 0, function, argument, "a folder with pictures", str(folder))
+    by_number = lambda path: [
+        (not part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r"(\d+)", str(path))
+    ]
+    for file in sorted(files, key=by_number):
         try:
             with Image.open(file) as picture:
-                if size is None:
-                    size = (3, picture.height, picture.width)
-                pictures.append(_fit(picture, size))
+                picture.load()
+                yield picture
         except (UnidentifiedImageError, OSError) as error:
             raise ArgumentError(
-                "load_images", "path", "readable pictures", f"{file}: {error}"
+                function, argument, "readable pictures", f"{file}: {error}"
             ) from None
+
+
+def _load_folder(path: Path, size: tuple[int, int, int] | None) -> Tensor:
+    pictures = []
+    for picture in open_pictures("load_images", "path", path):
+        if size is None:
+            size = (3, picture.height, picture.width)
+        pictures.append(_fit(picture, size))
     return torch.from_numpy(np.stack(pictures))
 
 

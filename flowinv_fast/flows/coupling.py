@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .. import ops
 from .nets import ResidualNetwork
@@ -55,6 +58,29 @@ class AffineCoupling(nn.Module):
         ops.affine_coupling_encode_(x, raw, self.gain, logdet, self.mask)
         return x, logdet
 
+    def encode_backward(
+        self, z: Tensor, grad: Tensor, grad_logdet: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Input of encode from its output z, and the gradients to the input and the parameters.
+
+        Args:
+            z: output of encode (B, C, H, W). grad: gradient to it. grad_logdet: that to the
+                log-determinant (B,).
+        """
+        with torch.enable_grad():
+            seen = z.detach().requires_grad_()
+            raw = self._raw(seen)
+        values, mask = raw.detach(), ops.MASKS[self.mask]
+        x, _ = ops.affine_coupling_decode(z, values, self.gain, torch.zeros_like(grad_logdet),
+                                          self.mask)  # fmt: skip
+        grad, grad_raw, grad_gain = torch.ops.flowinv_fast.affine_coupling_encode_backward(
+            grad, grad_logdet, x, values, self.gain, mask, True
+        )
+        weights = [p for p in self.parameters() if p is not self.gain]
+        grad_seen, *grads = torch.autograd.grad(raw, [seen, *weights], grad_raw)
+        by_id = dict(zip(map(id, weights), grads)) | {id(self.gain): grad_gain}
+        return x, grad.add_(grad_seen), [by_id[id(p)] for p in self.parameters()]
+
     def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of encode; logdet (B,) grows by log|det dx/dz|. Overwrites like encode."""
         raw = self._raw(z)
@@ -62,3 +88,41 @@ class AffineCoupling(nn.Module):
             return ops.affine_coupling_decode(z, raw, self.gain, logdet, self.mask)
         ops.affine_coupling_decode_(z, raw, self.gain, logdet, self.mask)
         return z, logdet
+
+
+def encode_recomputed(
+    couplings: Sequence[AffineCoupling], x: Tensor, logdet: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Encode through a run of couplings, keeping for the backward pass nothing but the output.
+
+    The backward pass walks the run in reverse: a coupling leaves the elements that its conditioner
+    sees unchanged, so its input follows from its output (Gomez et al., 2017). Peak memory is that
+    of one coupling, however long the run; the price is one more evaluation of every conditioner.
+    Gradients reach x, logdet and all parameters, once (no second derivatives).
+    """
+    parameters = [p for coupling in couplings for p in coupling.parameters()]
+    return _Recomputed.apply(x, logdet, couplings, *parameters)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, logdet: Tensor, couplings: Sequence[AffineCoupling], *parameters):
+        x, logdet = x.clone(memory_format=torch.contiguous_format), logdet.clone()
+        for coupling in couplings:
+            x, logdet = coupling.encode(x, logdet)  # in place: gradients are off in here
+        ctx.couplings = couplings
+        ctx.save_for_backward(x)
+        kind = x.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        return x, logdet
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, grad_logdet: Tensor):
+        (value,) = ctx.saved_tensors
+        grads: list[Tensor] = []
+        with torch.autocast(*ctx.autocast):
+            for coupling in reversed(ctx.couplings):
+                value, grad, own = coupling.encode_backward(value, grad, grad_logdet)
+                grads = own + grads
+        return grad, grad_logdet, None, *grads

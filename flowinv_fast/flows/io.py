@@ -12,7 +12,7 @@ from .realnvp import RealNVP, RealNVPConfig
 
 _FILES = WeightsFiles(
     "flowinv_fast.realnvp.1", Path(__file__).parent.parent / "data" / "weights", "save_flow",
-    "load_flow",
+    "load_flow", "flow.safetensors",
 )  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def load_flow(
     """Load a shipped flow by name or a file written by ``save_flow``. Nothing is unpickled.
 
     Args:
-        name_or_path: one of ``available_flows()`` or a file.
+        name_or_path: one of ``available_flows()``, what ``flowinv-fast train PRESET`` left in the
+            user's data folder, or a file.
         device: where to put it; None is the CPU.
         dtype: torch.float32 or torch.float64.
     Returns:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import require
 from ._tensors import check_tensor
-from .coupling import AffineCoupling
+from .coupling import AffineCoupling, encode_recomputed
 from .frozen import FrozenFlow
 from .nets import WeightNormConv2d
 
@@ -30,7 +30,7 @@ class RealNVPConfig:
         bits: pixel depth of the training images, for dequantisation and bits per dimension.
         alpha: margin of the logit, bounded support only.
         smoothing: standard deviation of the Gaussian noise added to training images (in units of
-            the [0, 1] range), unbounded support only.
+            the [0, 1] range), unbounded support only; 0: uniform dequantisation instead.
     """
 
     shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class RealNVPConfig:
         check(self.support in ("bounded", "unbounded"), "support", "'bounded' or 'unbounded'")
         check(1 <= self.bits <= 16, "bits", "an integer in 1..16")
         check(0 < self.alpha < 0.5, "alpha", "a number in (0, 0.5)")
-        check(self.smoothing > 0, "smoothing", "a positive number")
+        check(self.smoothing >= 0, "smoothing", "a number of at least 0")
 
     def to_dict(self) -> dict:
         """Plain values, as stored in the header of a weights file."""
@@ -92,6 +92,7 @@ class RealNVP(nn.Module):
             self.scales.append(layers)
         self._latent_sizes = self._sizes()
         self.info: dict = {}  # provenance, filled by load_flow
+        self.recompute = False  # of encode: see ``encode_recomputed``
 
     def _couplings(self, channels: int, kind: str, last: bool) -> nn.ModuleList:
         names = {
@@ -132,15 +133,21 @@ class RealNVP(nn.Module):
         logdet = logdet - torch.log(self.spread).sum().to(logdet.dtype)
         latents = []
         for layers in self.scales:
-            for coupling in layers["pixel"]:
-                h, logdet = coupling.encode(h, logdet)
+            h, logdet = self._encode_run(layers["pixel"], h, logdet)
             if "channel" in layers:
-                h = ops.squeeze(h)
-                for coupling in layers["channel"]:
-                    h, logdet = coupling.encode(h, logdet)
+                h, logdet = self._encode_run(layers["channel"], ops.squeeze(h), logdet)
                 h, latent = ops.factor_out(h)
                 latents.append(latent)
         return torch.cat([*latents, h.flatten(1)], 1), logdet
+
+    def _encode_run(
+        self, couplings: nn.ModuleList, h: Tensor, logdet: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.recompute and torch.is_grad_enabled():
+            return encode_recomputed(couplings, h, logdet)
+        for coupling in couplings:
+            h, logdet = coupling.encode(h, logdet)
+        return h, logdet
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Image of a latent.
@@ -231,10 +238,10 @@ class RealNVP(nn.Module):
     def dequantise(self, x: Tensor, seed: int, offset: int = 0) -> Tensor:
         """Training noise for images x in [0, 1] (B, C, H, W); random numbers by (seed, offset).
 
-        Bounded support: uniform over each of the 2^bits grey levels. Unbounded: Gaussian of
-        standard deviation ``smoothing``.
+        Bounded support, or no smoothing: uniform over each of the 2^bits grey levels. Otherwise
+        Gaussian of standard deviation ``smoothing``.
         """
-        if self.config.support == "bounded":
+        if self.config.support == "bounded" or self.config.smoothing == 0:
             return ops.dequantise(x, 2**self.config.bits, seed, offset)
         std = torch.full((), self.config.smoothing, dtype=x.dtype, device=x.device)
         return ops.gaussian_noise(x, std, list(x.shape), seed, offset)
@@ -242,8 +249,8 @@ class RealNVP(nn.Module):
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """log p (B,) in nats to bits per dimension of 2^bits grey levels (B,).
 
-        For bounded support this bounds the code length of the discrete image; for unbounded
-        support it is the differential code length of the smoothed image on the same scale.
+        For uniform dequantisation this bounds the code length of the discrete image; for Gaussian
+        smoothing it is the differential code length of the smoothed image on the same scale.
         """
         return self.config.bits - log_prob / (math.log(2) * math.prod(self.shape))
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .._files import whole_file
 from ..data.images import image_grid, require_images, save_png
-from ..errors import ArgumentError, SolverError, require
+from ..data.sources import Crops, Stored
+from ..errors import ArgumentError, SolverError, is_whole, require
+from .frozen import PRECISIONS
 from .io import save_flow
 from .realnvp import RealNVP, RealNVPConfig
 
@@ -29,35 +35,47 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training images.
-        batch: images per step.
+        batch: images per step, over all processes together.
         lr: Adam learning rate, reached after ``warmup`` steps.
+        gain_lr: learning rate of the couplings' gains, over that of the other weights. The gains
+            bound every log-scale and start at 0; at 1 they are what training waits for.
         halve_every: epochs after which the learning rate is halved, repeatedly.
         max_grad_norm: gradients are clipped to this norm.
         penalty: weight of the sum of squared weight-normalisation gains.
         ema: decay of the exponential moving average of the weights, which is what is saved.
         warmup: steps of linear learning-rate warm-up.
         seed: fixes initial weights, order of images and dequantisation noise.
-        bf16: run the conditioners in bfloat16 (log-determinants stay in float32).
+        precision: of the conditioners: fp32, tf32 (CUDA) or bf16; log-determinants stay float32.
+        recompute: keep no activations for the backward pass but recompute them, coupling by
+            coupling: memory of one coupling at any depth, for one more evaluation of each.
+        compile: pass the conditioners through torch.compile; pays on long runs.
     """
 
     epochs: float = 10
     batch: int = 128
     lr: float = 1e-3
+    gain_lr: float = 10.0
     halve_every: float = 40
     max_grad_norm: float = 100.0
     penalty: float = 5e-5
     ema: float = 0.999
     warmup: int = 200
     seed: int = 0
-    bf16: bool = False
+    precision: str = "fp32"
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "halve_every", "max_grad_norm"):
+        for name in ("epochs", "batch", "lr", "gain_lr", "halve_every", "max_grad_norm"):
             value = getattr(self, name)
             require(value > 0, "TrainConfig", name, "a positive number", value)
         require(0 <= self.ema < 1, "TrainConfig", "ema", "a number in [0, 1)", self.ema)
         require(self.penalty >= 0, "TrainConfig", "penalty", "at least 0", self.penalty)
         require(self.warmup >= 0, "TrainConfig", "warmup", "at least 0", self.warmup)
+        good = is_whole(self.seed) and self.seed < 2**40
+        require(good, "TrainConfig", "seed", "an integer in 0 .. 2^40 - 1", self.seed)
+        require(self.precision in PRECISIONS, "TrainConfig", "precision", f"one of {PRECISIONS}",
+                repr(self.precision))  # fmt: skip
 
 
 class Trainer:
@@ -69,19 +87,24 @@ class Trainer:
     samples.png         samples of the latest evaluation
 
     Files are replaced whole, so a killed run leaves the last complete ones; a new Trainer on the
-    same folder and configuration goes on from there.
+    same folder and configuration goes on from there, on a CPU with the bits of a run never killed.
+
+    Where torch.distributed is initialised, every process takes its part of each batch, gradients
+    are averaged (DistributedDataParallel) and the first process alone writes files.
 
     Args:
         flow_config: architecture.
         config: how to train.
-        images: uint8 (N, C, H, W), the training images.
+        images: uint8 (N, C, H, W), the training images, or a source of ``flowinv_fast.data``.
         held_out: uint8 (M, C, H, W), never trained on.
         folder: where the files go; created.
-        device: where to compute.
+        device: where to compute, and where the images are kept.
         info: facts for the header of the weights file (name of the data, licence).
         progress: show progress bars.
+        start: a flow of this architecture whose weights training starts at; None: the identity.
     Raises:
-        ArgumentError: images of another size, or a folder with another configuration's state.
+        ArgumentError: images of another size, a folder with another configuration's state, or a
+            batch that the processes cannot share evenly.
         SolverError: the loss is not finite for 20 steps in a row.
     """
 
@@ -89,74 +112,124 @@ class Trainer:
         self,
         flow_config: RealNVPConfig,
         config: TrainConfig,
-        images: Tensor,
+        images: Tensor | Stored | Crops,
         held_out: Tensor,
         folder: str | os.PathLike,
         device: str | torch.device = "cpu",
         info: dict | None = None,
         progress: bool = True,
+        start: RealNVP | None = None,
     ):
-        for name, data in (("images", images), ("held_out", held_out)):
-            require_images("Trainer", name, data, flow_config.shape)
+        if not isinstance(images, (Stored, Crops)):
+            require_images("Trainer", "images", images, flow_config.shape)
+            images = Stored(images, seed=config.seed)
+        require(images.shape == flow_config.shape, "Trainer", "images",
+                f"of shape {flow_config.shape}", images.shape)  # fmt: skip
+        require_images("Trainer", "held_out", held_out, flow_config.shape)
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
-        self.images = _reduce_depth(images, flow_config.bits)
-        self.held_out = _reduce_depth(held_out, flow_config.bits)
-        self.info, self.progress = dict(info or {}), progress
+        self.source, self.held_out = images.to(self.device), held_out
+        self.together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self.together else 0
+        self.world = dist.get_world_size() if self.together else 1
+        require(config.batch % self.world == 0, "Trainer", "batch",
+                f"a multiple of the {self.world} processes", config.batch)  # fmt: skip
+        self.info, self.progress = dict(info or {}), progress and self.rank == 0
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.flow = RealNVP(flow_config).to(self.device)
+            self.flow = RealNVP(flow_config)
+        if start is not None:
+            require(start.config.to_dict() | {"smoothing": 0} == flow_config.to_dict()
+                    | {"smoothing": 0}, "Trainer", "start", f"a flow of {flow_config}",
+                    start.config)  # fmt: skip
+            self.flow.load_state_dict(start.state_dict())
+        self.flow.to(self.device).recompute = config.recompute
         self.average = copy.deepcopy(self.flow).requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.flow.parameters(), lr=config.lr)
+        gains = [coupling.gain for coupling in self.flow.couplings()]
+        others = [p for p in self.flow.parameters() if all(p is not g for g in gains)]
+        self.optimiser = torch.optim.Adam([{"params": others}, {"params": gains}], fused=True)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
-        self.steps_per_epoch = max(1, len(self.images) // config.batch)
+        self.steps_per_epoch = max(1, len(self.source) // config.batch)
         self.last_step = math.ceil(config.epochs * self.steps_per_epoch)
         if (self.folder / "state.safetensors").exists():
             self._resume()
-        else:
-            first = self._floats(self._batch_indices(0, 4096))
+        elif start is None:
+            first = self._floats(self.source.batch(0, min(4096, len(self.source))))
             first = self.flow.dequantise(first, config.seed, 1 << 60)
             self.flow.initialise(first)
             self.average.load_state_dict(self.flow.state_dict())
+        if config.compile:
+            for coupling in self.flow.couplings():
+                coupling.conditioner.compile()
+        self.log_prob = _LogProb(self.flow)
+        if self.together:
+            self.log_prob = DistributedDataParallel(self.log_prob, broadcast_buffers=False)
 
     # -- the loop ----------------------------------------------------------------------------
 
-    def run(self, minutes: float = math.inf, evaluate_every: float = 1.0) -> dict:
-        """Train to the last epoch, or for this many minutes; evaluate every so many epochs.
+    def run(
+        self,
+        minutes: float = math.inf,
+        evaluate_every: float = 1.0,
+        save_minutes: float = 5.0,
+    ) -> dict:
+        """Train to the last epoch, or for this many minutes.
 
-        Returns the last evaluation. Ctrl-C stops cleanly, keeping what was learnt.
+        Args:
+            minutes: stop after so long.
+            evaluate_every: epochs between evaluations.
+            save_minutes: what a killed run loses at most.
+        Returns:
+            The last evaluation. Ctrl-C stops cleanly, keeping what was learnt.
         """
-        started = mark = time.perf_counter()
+        started = mark = saved = time.perf_counter()
         period = max(1, round(evaluate_every * self.steps_per_epoch))
         bar = tqdm(total=self.last_step, initial=self.step, disable=not self.progress, unit="step")
         try:
-            while self.step < self.last_step and time.perf_counter() - started < 60 * minutes:
+            while self.step < self.last_step and not self._agreed(mark - started > 60 * minutes):
                 loss = self._train_step()
                 now = time.perf_counter()
                 self.seconds, mark = self.seconds + now - mark, now
                 bar.update()
                 if self.step % 20 == 0:
                     bar.set_postfix(bits=f"{loss:.3f}", lr=f"{self._lr():.1e}")
-                if self.step % period == 0:
+                if self.step % period == 0 and self.step < self.last_step:
                     bar.write(_sentence(self.evaluate()))
-                    mark = time.perf_counter()
+                    mark = saved = time.perf_counter()
+                elif now - saved > 60 * save_minutes:
+                    if self.rank == 0:
+                        self._save_state()
+                    mark = saved = time.perf_counter()
         except KeyboardInterrupt:
             bar.write("interrupted: saving")
         bar.close()
         return self.evaluate()
 
+    def _agreed(self, stop: bool) -> bool:
+        """The first process's clock decides for all."""
+        if not self.together:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
     def _train_step(self) -> float:
         config = self.config
-        x = self._floats(self._batch_indices(self.step, config.batch))
-        x = self.flow.dequantise(x, config.seed, self.step * (x[0].numel() * config.batch))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._lr()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            log_prob = self.flow.log_prob(x)
-        bits = self.flow.bits_per_dim(log_prob).mean()
+        share = config.batch // self.world
+        first = self.rank * share
+        x = self._floats(self.source.batch(self.step, config.batch, slice(first, first + share)))
+        # Philox blocks of four numbers, image after image: the same in any number of processes.
+        blocks = math.ceil(x[:1].numel() / 4)
+        x = self.flow.dequantise(x, config.seed, (self.step * config.batch + first) * blocks)
+        for group, factor in zip(self.optimiser.param_groups, (1.0, config.gain_lr)):
+            group["lr"] = factor * self._lr()
+        with self._precision():
+            log_prob = self.log_prob(x)
+        bits = self.flow.bits_per_dim(log_prob.detach()).mean()
         loss = -log_prob.mean() + config.penalty * self.flow.weight_norm_penalty()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with self._precision():
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), config.max_grad_norm)
         self.step += 1
         if not torch.isfinite(norm):
@@ -175,33 +248,45 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
         return bits.item()
 
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """What the conditioners multiply in; everything outside them is float32."""
+        name = self.config.precision
+        kept = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = name == "tf32"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=name == "bf16"):
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = kept
+
     def _lr(self) -> float:
         halvings = math.floor(self.step / self.steps_per_epoch / self.config.halve_every)
         return self.config.lr * 0.5**halvings * min(1, (self.step + 1) / (self.config.warmup + 1))
 
-    def _batch_indices(self, step: int, size: int) -> Tensor:
-        """Images of a step; the order is a fresh permutation per epoch, fixed by the seed."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
-        return order[position * self.config.batch :][:size]
-
-    def _floats(self, indices: Tensor) -> Tensor:
-        return self.images[indices].to(self.device).float() / 255
+    def _floats(self, images: Tensor) -> Tensor:
+        """uint8 images on the device, at the flow's pixel depth, in [0, 1]."""
+        return reduce_depth(images.to(self.device), self.flow.config.bits).float() / 255
 
     # -- evaluation and files -----------------------------------------------------------------
 
-    @torch.no_grad()
-    def evaluate(self, batch: int = 500) -> dict:
+    def evaluate(self, batch: int = 250) -> dict:
         """Held-out bits/dim of the averaged weights; writes weights, state, samples and log."""
-        bits = []
+        result = [self._evaluate(batch) if self.rank == 0 else None]
+        if self.together:
+            dist.broadcast_object_list(result, 0)
+        return result[0]
+
+    @torch.no_grad()
+    def _evaluate(self, batch: int) -> dict:
+        bits, peaks = [], []
         for start in range(0, len(self.held_out), batch):
-            x = self.held_out[start : start + batch].to(self.device).float() / 255
-            x = self.average.dequantise(x, 1, start * x[0].numel())
+            clean = self._floats(self.held_out[start : start + batch])
+            x = self.average.dequantise(clean, 1, start * clean[0].numel())
             bits.append(self.average.bits_per_dim(self.average.log_prob(x)))
-        bits = torch.cat(bits)
-        clean = self.held_out[:1000].to(self.device).float() / 255
-        peak = max(self.average.log_prob(x).max().item() for x in clean.split(batch))
+            if start < 1000:
+                peaks.append(self.average.log_prob(clean).max().item())
+        bits, peak = torch.cat(bits), max(peaks)
         result = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 3),
@@ -218,7 +303,7 @@ class Trainer:
         samples = self.average.sample(64, 0.8, generator)
         save_png(image_grid(samples, 8), self.folder / "samples.png", zoom=2)
         info = {**self.info, **result, "train_config": asdict(self.config),
-                "train_images": len(self.images), "torch": torch.__version__}  # fmt: skip
+                "train_images": len(self.source), "torch": torch.__version__}  # fmt: skip
         save_flow(self.average, self.folder / "flow.safetensors", info)
         self._save_state()
         with open(self.folder / "log.jsonl", "a") as log:
@@ -226,8 +311,8 @@ class Trainer:
 
     def _identity(self) -> str:
         """What must agree for a state to be continued; epochs may be extended."""
-        options = {k: v for k, v in asdict(self.config).items() if k != "epochs"}
-        return json.dumps([self.flow.config.to_dict(), options, len(self.images)])
+        options = {k: v for k, v in asdict(self.config).items() if k not in ("epochs", "compile")}
+        return json.dumps([self.flow.config.to_dict(), options, self.source.describe()])
 
     def _save_state(self) -> None:
         tensors = {f"flow.{k}": v for k, v in self.flow.state_dict().items()}
@@ -267,7 +352,18 @@ class Trainer:
         self.optimiser.load_state_dict(adam)
 
 
-def _reduce_depth(images: Tensor, bits: int) -> Tensor:
+class _LogProb(nn.Module):
+    """A flow's log p as the forward call that DistributedDataParallel wraps."""
+
+    def __init__(self, flow: RealNVP):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x)
+
+
+def reduce_depth(images: Tensor, bits: int) -> Tensor:
     """8-bit images to ``bits`` bits, on the scale 0..255 (levels k * 255 / (2^bits - 1))."""
     if bits >= 8:
         return images

@@ -12,7 +12,7 @@ from .nets import DCGAN, VAE, GeneratorConfig, make
 
 _FILES = WeightsFiles(
     "flowinv_fast.generator.1", Path(__file__).parent.parent / "data" / "generators",
-    "save_generator", "load_generator",
+    "save_generator", "load_generator", "generator.safetensors",
 )  # fmt: skip
 
 

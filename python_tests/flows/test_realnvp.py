@@ -172,7 +172,7 @@ def test_dequantise_bounded_stays_in_the_grey_level():
         ({"scales": 0}, "scales"),
         ({"support": "positive"}, "support"),
         ({"alpha": 0.5}, "alpha"),
-        ({"smoothing": 0.0}, "smoothing"),
+        ({"smoothing": -0.1}, "smoothing"),
         ({"hidden": 0}, "hidden"),
         ({"bits": 0}, "bits"),
     ],

@@ -106,7 +106,7 @@ def test_wrong_images_are_refused(tmp_path):
 def test_log_has_one_line_per_evaluation(tmp_path):
     trainer(tmp_path, 3).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 3]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_global_random_state_is_untouched(tmp_path):

@@ -1,0 +1,170 @@
+"""Where training images come from: stored ones in a shuffled order, or fresh crops."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import ops
+from ..errors import is_whole, require
+from .images import open_pictures, require_images
+
+# Keys of the random streams of one seed, so that no two draw the same numbers.
+_ORDER, _CROPS, _FLIPS = (k << 40 for k in (1, 2, 3))
+
+
+class Stored:
+    """Images in memory, each once an epoch, in an order that seed and epoch fix.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        flips: mirror every image left to right with probability 1/2.
+        seed: of order and flips, below 2^40.
+    Raises:
+        ArgumentError: anything but uint8 images.
+    """
+
+    def __init__(self, images: Tensor, flips: bool = False, seed: int = 0):
+        good = isinstance(images, Tensor) and images.dim() == 4
+        require(good, "Stored", "images", "uint8 of shape (N, C, H, W)",
+                getattr(images, "shape", type(images).__name__))  # fmt: skip
+        require_images("Stored", "images", images, images.shape[1:])
+        self.images, self.flips, self.seed = images, flips, seed
+        self.shape = tuple(images.shape[1:])
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Stored:
+        """The same images on a device."""
+        return Stored(self.images.to(device), self.flips, self.seed)
+
+    def batch(self, step: int, size: int, part: slice = slice(None)) -> Tensor:
+        """Images of a step, uint8 (B, C, H, W); ``part`` of its ``size``."""
+        epoch, position = divmod(step, max(1, len(self) // size))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self), generator=generator)
+            self._order = epoch, order.to(self.images.device)
+        images = self.images[self._order[1][position * size :][:size][part]]
+        if not self.flips:
+            return images
+        return _flipped(images, _uniform(size, 1, self.seed + _FLIPS, step, images.device)[part, 0])
+
+    def describe(self) -> dict:
+        """What must agree for a run to be continued."""
+        return {"images": len(self), "flips": self.flips}
+
+
+class Crops:
+    """Square crops of photographs, drawn anew at every step.
+
+    A photograph is resized so that its shorter side has each of ``sides`` pixels (never enlarged);
+    a crop is a window of it, its photograph and side, its place and its left-right flip drawn
+    uniformly by counter-based random numbers: (seed, step) fix a batch. All sides of all
+    photographs lie in memory, on the device where crops are wanted.
+
+    Args:
+        folder: pictures, searched recursively in sorted order.
+        size: (C, H, W) of a crop, C 1 or 3.
+        sides: shorter sides in pixels; those below the crop's are refused.
+        epoch: crops that count as an epoch.
+        flips: mirror half of the crops.
+        seed: of everything drawn, below 2^40.
+    Raises:
+        ArgumentError: no readable pictures, a picture smaller than a crop, or bad sizes.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        size: tuple[int, int, int] = (3, 64, 64),
+        sides: tuple[int, ...] = (64, 96, 128, 192, 256),
+        epoch: int = 10_000,
+        flips: bool = True,
+        seed: int = 0,
+    ):
+        self.shape, self.sides = tuple(size), tuple(sides)
+        self.epoch, self.flips, self.seed = epoch, flips, seed
+        good = len(self.shape) == 3 and self.shape[0] in (1, 3) and min(self.shape) >= 1
+        require(good, "Crops", "size", "(C, H, W), C 1 or 3", size)
+        least = max(self.shape[1:])
+        good = len(self.sides) > 0 and all(is_whole(s, least) for s in self.sides)
+        require(good, "Crops", "sides", f"integers of at least {least}", sides)
+        require(is_whole(epoch, 1), "Crops", "epoch", "an integer of at least 1", epoch)
+        pixels, windows, start = [], [], 0
+        for picture in open_pictures("Crops", "folder", folder):
+            for level in self._levels(picture):
+                height, width = level.shape[:2]
+                windows.append((start, height, width))
+                pixels.append(level.reshape(-1, self.shape[0]))
+                start += height * width
+        self.pictures = len(windows)
+        self._pixels = torch.from_numpy(np.concatenate(pixels))
+        self._windows = torch.tensor(windows)
+
+    def _levels(self, picture: Image.Image) -> list[np.ndarray]:
+        picture = picture.convert("L" if self.shape[0] == 1 else "RGB")
+        short = min(picture.size)
+        sides = [s for s in self.sides if s <= short]
+        require(len(sides) > 0, "Crops", "folder",
+                f"pictures of at least {min(self.sides)} pixels a side",
+                f"one of {picture.width} x {picture.height}")  # fmt: skip
+        levels = []
+        for side in sides:
+            size = [max(side, round(n * side / short)) for n in picture.size]
+            resized = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+            levels.append(resized.reshape(size[1], size[0], -1))
+        return levels
+
+    def __len__(self) -> int:
+        return self.epoch
+
+    def to(self, device: torch.device | str) -> Crops:
+        """The same photographs on a device."""
+        moved = Crops.__new__(Crops)
+        moved.__dict__ = dict(self.__dict__)
+        moved._pixels, moved._windows = self._pixels.to(device), self._windows.to(device)
+        return moved
+
+    def batch(self, step: int, size: int, part: slice = slice(None)) -> Tensor:
+        """Crops of a step, uint8 (B, C, H, W); ``part`` of its ``size``."""
+        _, height, width = self.shape
+        device = self._pixels.device
+        which, top, left, flip = _uniform(size, 4, self.seed + _CROPS, step, device)[part].T
+        start, rows, columns = self._windows[(which * len(self._windows)).long()].T
+        top = (top * (rows - height + 1)).long()
+        left = (left * (columns - width + 1)).long()
+        down = torch.arange(height, device=device)[:, None] * columns[:, None, None]
+        across = torch.arange(width, device=device)
+        places = (start + top * columns + left)[:, None, None] + down + across
+        images = self._pixels[places].permute(0, 3, 1, 2).contiguous()
+        return _flipped(images, flip) if self.flips else images
+
+    def take(self, count: int, seed: int) -> Tensor:
+        """A fixed collection of crops, uint8 (count, C, H, W), by a seed of its own."""
+        other = self.to(self._pixels.device)
+        other.seed = seed
+        return other.batch(0, count)
+
+    def describe(self) -> dict:
+        """What must agree for a run to be continued."""
+        return {"crops_of": self.pictures, "sides": self.sides, "flips": self.flips,
+                "epoch": self.epoch}  # fmt: skip
+
+
+def _uniform(rows: int, columns: int, seed: int, step: int, device: torch.device) -> Tensor:
+    """float64 (rows, columns) in [0, 1), a block of the Philox stream to each step."""
+    offset = step * math.ceil(rows * columns / 4)
+    bits = ops.random_bits(rows * columns, seed, offset, device=device)
+    return bits.view(rows, columns).double() / 2**32
+
+
+def _flipped(images: Tensor, draws: Tensor) -> Tensor:
+    return torch.where(draws[:, None, None, None] < 0.5, images.flip(3), images)
