@@ -57,7 +57,7 @@ class WeightsFiles:
         make: Callable[[dict], nn.Module],
         loaded: Callable[[Tensor], Tensor],
     ) -> nn.Module:
-        """A shipped or a user's own module by name, or that of a file, its weights without gradients.
+        """A shipped or a user's own module by name, or that of a file; weights without gradients.
 
         ``make`` builds it from its configuration, ``loaded`` turns a stored weight into its own.
         Nothing is unpickled. A file that is missing, damaged or of another kind is an
