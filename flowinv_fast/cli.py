@@ -92,19 +92,26 @@ def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.Argume
         "task",
         nargs="*",
         metavar="TASK",
-        help="digits, cs-sinusoidal, denoise-sinusoidal, denoise-radial, cs-1bit, sensitivity, ood",
+        help="digits, cs-sinusoidal, denoise-gaussian, denoise-sinusoidal, denoise-radial, "
+        "cs-1bit, sensitivity, ood",
     )
     add("--all", action="store_true", help="every task")
     add(
-        "--signal", default="fashion-28", help="fashion-28 (default) or mnist-28: images and priors"
+        "--signal",
+        default="fashion-28",
+        help="fashion-28 (default), mnist-28, photo-64 or celeba-hq-64: images and priors",
     )
+    add("--flow", default="", help="name or file of your own flow as prior")
     add("--images", type=int, help="test images a task (default 24 shipped ones, 100 with --test)")
     add(
-        "--test", default="", metavar="FILE", help="test images, IDX or .npy: the paper's selection"
+        "--test",
+        default="",
+        metavar="PATH",
+        help="test images, IDX, .npy or a folder: the paper's selection",
     )
-    add("--tuning", default="", metavar="FILE", help="images to choose hyperparameters on")
-    add("--digits", default="", metavar="FILE", help="test digits for the digits task")
-    add("--other", default="", metavar="FILE", help="test images of the other signal, for ood")
+    add("--tuning", default="", metavar="PATH", help="images to choose hyperparameters on")
+    add("--digits", default="", metavar="PATH", help="test digits for the digits task")
+    add("--other", default="", metavar="PATH", help="test images of the other signal, for ood")
     add("--seed", type=int, default=0, help="seed of everything random")
     add("--steps", type=int, default=200, help="steps of every solve")
     add("--quick", action="store_true", help="four images, 60 steps, short sweeps")
@@ -131,7 +138,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             images = 100 if arguments.test else 24
         config = ReproduceConfig(
             tasks=TASKS if arguments.all else tuple(arguments.task), signal=arguments.signal,
-            images=images, seed=arguments.seed,
+            flow=arguments.flow, images=images, seed=arguments.seed,
             steps=arguments.steps, test_file=arguments.test, tuning_file=arguments.tuning,
             digit_file=arguments.digits, other_file=arguments.other,
         )  # fmt: skip

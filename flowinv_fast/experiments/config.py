@@ -19,13 +19,14 @@ else:
 TASKS = (
     "digits",
     "cs-sinusoidal",
+    "denoise-gaussian",
     "denoise-sinusoidal",
     "denoise-radial",
     "cs-1bit",
     "sensitivity",
     "ood",
 )
-SIGNALS = ("fashion-28", "mnist-28")
+SIGNALS = ("fashion-28", "mnist-28", "photo-64", "celeba-hq-64")
 _FILES = ("test_file", "tuning_file", "digit_file", "other_file")
 
 
@@ -43,9 +44,11 @@ class ReproduceConfig:
         restarts: of CSGM and MLE with a generator (the lowest error, or loss, is kept).
         chunk: images solved at once, and lost at most when a run is killed.
         quick: the short form of every sweep.
-        test_file, tuning_file, digit_file, other_file: IDX or .npy files of images; empty: shipped
-            images. From test, digit and other file (images out of distribution) the paper's
-            selection is taken; they hold 10,000 images.
+        test_file, tuning_file, digit_file, other_file: IDX or .npy files or folders of images;
+            empty: shipped images. From test, digit and other file (images out of distribution)
+            the paper's selection is taken; they hold 10,000 images, in colour 3,000. A folder of
+            photo-64 holds photographs, of which 3,000 crops are drawn.
+        flow: name or file of another flow as prior; empty: the signal's own.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -61,6 +64,7 @@ class ReproduceConfig:
     tuning_file: str = ""
     digit_file: str = ""
     other_file: str = ""
+    flow: str = ""
 
     def __post_init__(self) -> None:
         check = lambda ok, name, want: require(
@@ -77,8 +81,11 @@ class ReproduceConfig:
         check(isinstance(self.quick, bool), "quick", "true or false")
         for name in _FILES:
             value = getattr(self, name)
-            good = isinstance(value, str) and (not value or Path(value).is_file())
-            check(good, name, "an existing file, or nothing")
+            good = isinstance(value, str) and (not value or Path(value).exists())
+            check(good, name, "an existing file or folder, or nothing")
+        check(isinstance(self.flow, str), "flow", "a name or a file")
+        own = self.signal != "celeba-hq-64" or self.test_file
+        check(own, "test_file", "a folder of faces (none are shipped)")
         both = bool(self.tuning_file) == bool(self.test_file)
         check(both, "tuning_file", "a file with test_file, and only then")
         shipped = not self.test_file or "ood" in self.tasks and not self.other_file

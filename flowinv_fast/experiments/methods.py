@@ -18,7 +18,7 @@ from ..generators import load_generator
 from ..objectives import DEFAULT_WEIGHT
 from ..solvers import STRATEGIES
 from .config import ReproduceConfig
-from .tasks import PRIORS, Problem, rms
+from .tasks import SIGNALS, Problem, rms
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Context:
 
     def __init__(self, config: ReproduceConfig, flow: RealNVP):
         self.config, self.flow = config, flow.freeze()
-        _, _, gan, vae = PRIORS[config.signal]
-        self.generators = {"gan": load_generator(gan), "vae": load_generator(vae)}
+        names = SIGNALS[config.signal].generators
+        self.generators = dict(zip(("gan", "vae"), map(load_generator, names)))
 
     @functools.cached_property
     def samples(self) -> Tensor:
@@ -132,6 +132,8 @@ def _wiener(context: Context, problem: Problem, y: Tensor, factor: float) -> Ans
     return Answer(baselines.wiener(y, forward, context.samples, factor * problem.std, problem.mean))
 
 
+WIENER_LIMIT = 4096  # numbers in an image: the filter holds its covariance
+_generated = lambda problem: bool(problem.signal.generators)
 _one_bit = lambda problem: problem.task == "cs-1bit"
 _sensed = lambda problem: problem.task.startswith("cs-")
 _middle = lambda problem: problem.middle
@@ -152,10 +154,12 @@ METHODS = {
                    _map(strategy=name, restarts=1), _digits)
             for name in STRATEGIES
         ),
-        Method("mle-gan", "MLE, DCGAN", "lr", (0.01, 0.03, 0.1, 0.3), _mle("gan"), _middle),
-        Method("mle-vae", "MLE, VAE", "lr", (0.01, 0.03, 0.1, 0.3), _mle("vae"), _middle),
-        Method("csgm-gan", "CSGM, DCGAN", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("gan")),
-        Method("csgm-vae", "CSGM, VAE", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("vae")),
+        Method("mle-gan", "MLE, DCGAN", "lr", (0.01, 0.03, 0.1, 0.3), _mle("gan"),
+               lambda problem: _middle(problem) and _generated(problem)),
+        Method("mle-vae", "MLE, VAE", "lr", (0.01, 0.03, 0.1, 0.3), _mle("vae"),
+               lambda problem: _middle(problem) and _generated(problem)),
+        Method("csgm-gan", "CSGM, DCGAN", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("gan"), _generated),
+        Method("csgm-vae", "CSGM, VAE", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("vae"), _generated),
         Method("asim", "Asim 2019, likelihood", "gamma", (0.003, 0.03, 0.1, 0.3),
                _flow_method("gamma", method="asim_likelihood")),
         Method("asim-proxy", "Asim 2019, proxy ||z||^2", "gamma", (0.03, 0.1, 0.3, 1.0),
@@ -166,7 +170,7 @@ METHODS = {
                lambda problem: not _sensed(problem)),
         Method("lasso", "LASSO, DCT", "alpha", (1e-4, 1e-3, 3e-3, 1e-2), _lasso, _sensed),
         Method("wiener", "Wiener", "times the noise level", (0.5, 1.0, 1.5, 3.0), _wiener,
-               lambda problem: not _one_bit(problem)),
+               lambda problem: not _one_bit(problem) and problem.signal.size <= WIENER_LIMIT),
     )
 }  # fmt: skip
 OURS = "map"

@@ -22,6 +22,7 @@ ABOUT = {
     "a flow trained on digits.",
     "cs-sinusoidal": "y = A x + noise, A Gaussian; the noise's standard deviation is a sinusoid "
     "over the measurements and its mean is 0.3.",
+    "denoise-gaussian": "y = x + white Gaussian noise of standard deviation 0.1.",
     "denoise-sinusoidal": "y = x + noise whose standard deviation, exp(sin) of height c, is the "
     "same along each row.",
     "denoise-radial": "y = x + noise, strongest at the centre.",

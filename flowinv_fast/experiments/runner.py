@@ -32,7 +32,7 @@ from ..flows import load_flow
 from . import beyond, report
 from .config import ReproduceConfig
 from .methods import BETAS, GAMMAS, METHODS, OURS, Context, Method, chosen_methods
-from .tasks import PRIORS, Images, Problem, loss_of_truth, problems
+from .tasks import SIGNALS, Images, Problem, loss_of_truth, problems
 
 SHOWN = 8  # images of a cell that are kept as pictures
 
@@ -98,7 +98,7 @@ class _Run:
         self.config, self.folder, self.jobs = config, folder, jobs
         self.disable = None if progress is None else not progress
         self.images, self.other = Images.of(config), Images.other(config)
-        self.flow = load_flow(PRIORS[config.signal][1])
+        self.flow = load_flow(config.flow or SIGNALS[config.signal].flow)
         self.context = Context(config, self.flow)
         self.problems = [
             p for task in config.tasks for p in problems(task, config, self.images.digits)

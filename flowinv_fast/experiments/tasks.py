@@ -10,22 +10,67 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import noise, objectives, operators
+from .. import noise, objectives, operators, ops
 from .._reconstruct import measure
-from ..data import load_images, sample_images
+from ..data import Crops, load_images, sample_images
 from ..errors import require
 from ..flows import load_flow
 from .config import ReproduceConfig
 
 SHAPE = (1, 28, 28)
-# Names of the shipped images, flow, DCGAN and VAE of a signal.
-PRIORS = {
-    "fashion-28": ("fashion-28", "fashion-28", "fashion-dcgan-28", "fashion-vae-28"),
-    "mnist-28": ("mnist-28", "digits-noise-28", "mnist-dcgan-28", "mnist-vae-28"),
-}
-OTHER = {"fashion-28": "mnist-28", "mnist-28": "fashion-28"}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Images, their priors, and how the sensing tasks are swept for their size.
+
+    Args:
+        shape: (C, H, W).
+        images: name of the shipped test images, "" where there are none.
+        flow: name of the flow that is the prior.
+        generators: names of the DCGAN and the VAE, () where there are none.
+        other: signal whose images are out of distribution.
+        selection: of the paper: how many images a test set has, how many are taken.
+        crops: a folder of test images holds photographs, of which crops are taken.
+        sensing, one_bit: numbers of measurements, all of them and the short sweep.
+        middle: the number of ``sensing`` that the other tasks take, in either sweep.
+    """
+
+    shape: tuple[int, int, int]
+    images: str
+    flow: str
+    generators: tuple[str, ...]
+    other: str
+    selection: tuple[int, int]
+    crops: bool = False
+    sensing: tuple[tuple[int, ...], tuple[int, ...]] = ((50, 100, 200, 400), (100, 300))
+    one_bit: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 400, 784), (200, 784))
+    middle: tuple[int, int] = (200, 300)
+
+    @property
+    def size(self) -> int:
+        """Numbers in an image."""
+        return math.prod(self.shape)
+
+
+_COLOUR = {
+    "shape": (3, 64, 64), "generators": (), "other": "fashion-28", "selection": (3000, 100),
+    "sensing": ((500, 1000, 2500, 5000), (500, 2500)), "middle": (2500, 2500),
+    "one_bit": ((1000, 2500, 5000), (1000, 5000)),
+}  # fmt: skip
+SIGNALS = {
+    "fashion-28": Signal(SHAPE, "fashion-28", "fashion-28", ("fashion-dcgan-28", "fashion-vae-28"),
+                         "mnist-28", (10000, 1000)),
+    "mnist-28": Signal(SHAPE, "mnist-28", "digits-noise-28", ("mnist-dcgan-28", "mnist-vae-28"),
+                       "fashion-28", (10000, 1000)),
+    "photo-64": Signal(images="photo-64", flow="photo-64-smooth", crops=True, **_COLOUR),
+    "celeba-hq-64": Signal(images="", flow="celeba-hq-64", **_COLOUR),
+}  # fmt: skip
+# Digits over 64 x 64: channel, top, left. Two of them meet in the lower left, in two channels.
+_PLACES = ((0, 2, 3), (1, 4, 34), (2, 34, 2), (0, 33, 35), (1, 32, 4))
 
 
 class RealDigits:
@@ -38,6 +83,23 @@ class RealDigits:
         """Digits of shape (B, 1, 28, 28), drawn with replacement."""
         chosen = torch.randint(len(self.digits), (shape[0],), generator=generator)
         return 0.5 * self.digits[chosen]
+
+
+class PlacedDigits:
+    """Real handwritten digits, halved, at the places of a law; its Gaussian on all other pixels."""
+
+    def __init__(self, digits: Tensor, law: noise.PlacedFlow):
+        self.digits, self.law = digits, law
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        """Noise of shape (B, C, H, W), digits drawn with replacement."""
+        places = self.law.places.expand(shape[0], -1, 3)
+        chosen = torch.randint(len(self.digits), places.shape[:2], generator=generator)
+        patches = 0.5 * self.digits[chosen][:, :, 0]
+        rest = self.law.std * torch.randn(shape, generator=generator)
+        covered = ops.scatter_patches(torch.ones_like(patches), places, tuple(shape[1:]))
+        digits = ops.scatter_patches(patches, places, tuple(shape[1:]))
+        return torch.where(covered > 0, digits, rest)
 
 
 @dataclass(frozen=True)
@@ -55,6 +117,7 @@ class Problem:
         ours: options of ``reconstruct`` for MAP.
         images: whose test images; "" is the signal's own.
         middle: whether this setting is the one where variants of methods are shown too.
+        signal: what the images are.
     """
 
     task: str
@@ -70,6 +133,7 @@ class Problem:
     ours: dict = field(default_factory=dict)
     images: str = ""
     middle: bool = True
+    signal: Signal = SIGNALS["fashion-28"]
 
     @property
     def title(self) -> str:
@@ -85,54 +149,74 @@ class Problem:
 
 def problems(task: str, config: ReproduceConfig, digits: Tensor) -> list[Problem]:
     """The problems of a task, in the order of its sweep."""
-    quick, seed = config.quick, config.seed
+    signal = SIGNALS[config.signal]
+    return [replace(p, signal=signal) for p in _problems(task, config, signal, digits)]
+
+
+def _problems(task: str, config: ReproduceConfig, signal: Signal, digits: Tensor) -> list[Problem]:
+    quick, seed, shape = config.quick, config.seed, signal.shape
     if task == "digits":
-        return [_digits(digits)]
+        return [_digits(digits, shape)]
     if task == "sensitivity":
-        return [replace(_sensing(200, seed), task=task, setting="", at={})]
+        return [replace(_sensing(signal.middle[0], shape, seed), task=task, setting="", at={})]
     if task == "cs-sinusoidal":
-        sizes = (100, 300) if quick else (50, 100, 200, 400)
-        return [replace(_sensing(m, seed), middle=m in (200, 300)) for m in sizes]
+        sizes = signal.sensing[quick]
+        return [replace(_sensing(m, shape, seed), middle=m == signal.middle[quick]) for m in sizes]
+    if task == "denoise-gaussian":
+        return [_denoising(task, "", {}, noise.Gaussian(0.1), shape)]
     if task == "denoise-sinusoidal":
         levels = (0.1, 0.3) if quick else (0.05, 0.1, 0.2, 0.3, 0.4)
-        return [replace(_rows(task, c), middle=c == (0.3 if quick else 0.2)) for c in levels]
+        middle = 0.3 if quick else 0.2
+        return [replace(_rows(task, c, shape), middle=c == middle) for c in levels]
     if task == "denoise-radial":
-        return [_denoising(task, "", {}, noise.Radial(level=1.0))]
+        return [_denoising(task, "", {}, noise.Radial(level=1.0), shape)]
     if task == "cs-1bit":
-        sweep = [(m, 1.0) for m in ((200, 784) if quick else (200, 400, 784))]
-        sweep += [(784, c) for c in ((4.0,) if quick else (0.25, 4.0))]
-        return [replace(_one_bit(m, c, seed), middle=(m, c) == (784, 1.0)) for m, c in sweep]
+        sizes = signal.one_bit[quick]
+        most = sizes[-1]
+        sweep = [(m, 1.0) for m in sizes]
+        sweep += [(most, c) for c in ((4.0,) if quick else (0.25, 4.0))]
+        return [
+            replace(_one_bit(m, c, most, shape, seed), middle=(m, c) == (most, 1.0))
+            for m, c in sweep
+        ]
     if task == "ood":
-        return [replace(_rows(task, 0.2), images=OTHER[config.signal])]
+        return [replace(_rows(task, 0.2, shape), images=signal.other)]
     raise AssertionError(task)
 
 
-def _digits(digits: Tensor) -> Problem:
-    law = noise.Flow(load_flow("digits-noise-28").freeze(), scale=0.5)
+def _digits(digits: Tensor, shape: tuple[int, int, int]) -> Problem:
+    flow = load_flow("digits-noise-28").freeze()
     halves = operators.Scale(0.5)
-    drawn = 0.5 * digits
+    if shape == SHAPE:
+        law, drawn = noise.Flow(flow, scale=0.5), RealDigits(digits)
+        seen, restarts = 0.5 * digits, 2
+    else:
+        law = noise.PlacedFlow(flow, torch.tensor(_PLACES), 0.01, scale=0.5)
+        drawn, restarts = PlacedDigits(digits, law), 1
+        seen = drawn.sample((256, *shape), torch.Generator().manual_seed(0))
     return Problem(
-        "digits", "", {}, halves, law, RealDigits(digits), lambda y: 2 * y,
-        drawn.std(0, keepdim=True).clamp_min(1e-3), float(drawn.mean()), (halves, halves.adjoint),
-        {"method": "map_image", "restarts": 2},
+        "digits", "", {}, halves, law, drawn, lambda y: 2 * y,
+        seen.std(0, keepdim=True).clamp_min(1e-3), float(seen.mean()), (halves, halves.adjoint),
+        {"method": "map_image", "restarts": restarts},
     )  # fmt: skip
 
 
-def _denoising(task: str, setting: str, at: dict[str, float], law: Any) -> Problem:
+def _denoising(task: str, setting: str, at: dict[str, float], law: Any, shape: tuple) -> Problem:
     same = operators.Identity()
-    std = law.std_like(torch.zeros(1, *SHAPE))
+    std = law.std_like(torch.zeros(1, *shape))
     return Problem(
         task, setting, at, same, law, law, lambda y: y, std, law.mean, (same, same),
         {"method": "map_image", "strategy": "adam"},
     )  # fmt: skip
 
 
-def _rows(task: str, c: float) -> Problem:
-    return _denoising(task, f"c = {c:g}", {"c": c}, noise.Sinusoidal(level=c, form="exp"))
+def _rows(task: str, c: float, shape: tuple[int, int, int]) -> Problem:
+    law = noise.Sinusoidal(level=c, form="exp")
+    return _denoising(task, f"c = {c:g}", {"c": c}, law, shape)
 
 
-def _sensing(m: int, seed: int) -> Problem:
-    operator = operators.GaussianSensing(m, SHAPE, seed)
+def _sensing(m: int, shape: tuple[int, int, int], seed: int) -> Problem:
+    operator = operators.GaussianSensing(m, shape, seed)
     law = noise.Sinusoidal.measurements(level=0.3, mean=0.3)
     return Problem(
         "cs-sinusoidal", f"m = {m}", {"measurements m": m}, operator, law, law, operator.adjoint,
@@ -141,11 +225,11 @@ def _sensing(m: int, seed: int) -> Problem:
     )  # fmt: skip
 
 
-def _one_bit(m: int, level: float, seed: int) -> Problem:
-    operator = operators.SignSensing(m, SHAPE, seed)
+def _one_bit(m: int, level: float, most: int, shape: tuple[int, int, int], seed: int) -> Problem:
+    operator = operators.SignSensing(m, shape, seed)
     law = noise.Sinusoidal.measurements(level=level, mean=0.5)
     at = {"measurements m": m} if level == 1 else {}
-    if m == 784:
+    if m == most:
         at["noise level"] = level
     return Problem(
         "cs-1bit", f"m = {m}" + ("" if level == 1 else f", level = {level:g}"), at, operator, law,
@@ -172,47 +256,69 @@ class Images:
         digits = sample_images("mnist-28")
         if config.digit_file:
             digits = paper_selection("digit_file", config.digit_file, 1000)
-        return cls(*_pair(config, PRIORS[config.signal][0], "test_file", *files), digits)
+        return cls(*_pair(config, SIGNALS[config.signal], "test_file", *files), digits)
 
     @classmethod
     def other(cls, config: ReproduceConfig) -> Images:
-        """Images out of the signal's distribution."""
+        """Images out of the signal's distribution, in its shape."""
+        signal = SIGNALS[config.signal]
         files = config.other_file, config.other_file
-        return cls(*_pair(config, OTHER[config.signal], "other_file", *files), torch.empty(0))
+        pair = _pair(config, SIGNALS[signal.other], "other_file", *files)
+        return cls(*(fit_images(images, signal.shape) for images in pair), torch.empty(0))
 
 
 def _pair(
-    config: ReproduceConfig, shipped: str, argument: str, test: str, tuning: str
+    config: ReproduceConfig, signal: Signal, argument: str, test: str, tuning: str
 ) -> tuple[Tensor, Tensor]:
     """Test and tuning images, of files or of the shipped ones; none is in both."""
     if not test:
-        images = sample_images(shipped)
+        images = sample_images(signal.images)
         return images[: config.images], images[-config.tuning_images :]
-    found = paper_selection(argument, test, config.images)
-    pool = load_images(tuning, SHAPE)
+    found = paper_selection(argument, test, config.images, signal)
+    pool = _collection(tuning, signal)
     left = np.arange(len(pool))
     if Path(tuning).samefile(test):
-        left = np.setdiff1d(left, _SELECTION)
+        left = np.setdiff1d(left, _selected(signal))
     wanted = f"{config.tuning_images} images outside the test set"
     require(len(left) >= config.tuning_images, "reproduce", "tuning_file", wanted, len(left))
     chosen = np.random.RandomState(config.seed + 1).choice(left, config.tuning_images, False)
     return found, _floats(pool, chosen)
 
 
-_SELECTION = np.random.RandomState(0).choice(10000, 1000, False)  # the paper's test images
+def _collection(path: str | Path, signal: Signal) -> Tensor:
+    """The images of a file or folder; of photographs as many crops as the paper's test set has."""
+    if signal.crops and Path(path).is_dir():
+        return Crops(path, signal.shape).take(signal.selection[0], 1)
+    return load_images(path, signal.shape)
+
+
+def _selected(signal: Signal) -> np.ndarray:
+    """The paper's test images, by number."""
+    return np.random.RandomState(0).choice(*signal.selection, False)
 
 
 def _floats(images: Tensor, chosen: np.ndarray) -> Tensor:
     return images[torch.from_numpy(chosen)].float() / 255
 
 
-def paper_selection(argument: str, path: str | Path, count: int) -> Tensor:
-    """The first ``count`` of the paper's 1,000 test images, (count, 1, 28, 28) in [0, 1]."""
-    images = load_images(path, SHAPE)
-    require(len(images) >= 10000 and count <= 1000, "reproduce", argument,
-            "10,000 test images, of which at most 1,000 are taken",
+def paper_selection(
+    argument: str, path: str | Path, count: int, signal: Signal = SIGNALS["mnist-28"]
+) -> Tensor:
+    """The first ``count`` of the paper's test images, (count, C, H, W) in [0, 1]."""
+    images = _collection(path, signal)
+    total, most = signal.selection
+    require(len(images) >= total and count <= most, "reproduce", argument,
+            f"{total:,} test images, of which at most {most:,} are taken",
             f"{len(images)} images, {count} wanted")  # fmt: skip
-    return _floats(images, _SELECTION[:count])
+    return _floats(images, _selected(signal)[:count])
+
+
+def fit_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] at another size, bilinear, and with channels repeated."""
+    if tuple(images.shape[1:]) == tuple(shape):
+        return images
+    images = F.interpolate(images, shape[1:], mode="bilinear", antialias=True)
+    return images.expand(-1, shape[0], -1, -1).contiguous()
 
 
 def loss_of_truth(truth: Tensor, y: Tensor, problem: Any, prior: Any, beta: float = 1.0) -> Tensor:

@@ -80,7 +80,7 @@ def test_every_task_and_method_in_one_file(tmp_path, no_solves):
     want = {
         "digits", "cs-sinusoidal-m100", "cs-sinusoidal-m300", "cs-sinusoidal-over-measurements-m",
         "denoise-sinusoidal-c0.1", "denoise-sinusoidal-c0.3", "denoise-sinusoidal-over-c",
-        "denoise-radial", "cs-1bit-m200", "cs-1bit-m784", "cs-1bit-m784-level4",
+        "denoise-gaussian", "denoise-radial", "cs-1bit-m200", "cs-1bit-m784", "cs-1bit-m784-level4",
         "cs-1bit-over-measurements-m", "cs-1bit-over-noise-level", "sensitivity-over-weight",
         "ood-c0.2", "posterior",
     }  # fmt: skip

@@ -25,6 +25,7 @@ from flowinv_fast.experiments import beyond, methods, report, runner
 from flowinv_fast.experiments.config import TASKS, ReproduceConfig
 from flowinv_fast.experiments.methods import METHODS
 from flowinv_fast.experiments.runner import reproduce
+from flowinv_fast.experiments.tasks import problems
 
 TINY = ReproduceConfig(
     ("digits", "sensitivity"), images=2, tuning_images=1, steps=3, restarts=1, chunk=2, quick=True
@@ -224,6 +225,7 @@ def planned(tasks: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
         ("digits", ""): EVERYWHERE + IN_THE_MIDDLE + STRATEGIES + bm3d + ["wiener"],
         ("cs-sinusoidal", "m = 100"): EVERYWHERE + ["lasso", "wiener"],
         ("cs-sinusoidal", "m = 300"): EVERYWHERE + IN_THE_MIDDLE + ["map-image", "lasso", "wiener"],
+        ("denoise-gaussian", ""): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
         ("denoise-sinusoidal", "c = 0.1"): EVERYWHERE + bm3d + ["wiener"],
         ("denoise-sinusoidal", "c = 0.3"): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
         ("denoise-radial", ""): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
@@ -279,9 +281,17 @@ def test_bm3d_is_left_out_without_its_packages(monkeypatch):
     for missing in ("deepinv", "ptwt"):
         without = lambda name, gone=missing: None if name == gone else find(name)
         monkeypatch.setattr(importlib.util, "find_spec", without)
-        problem = SimpleNamespace(task="denoise-radial", middle=True)
+        problem = problems("denoise-radial", TINY, sample_images("mnist-28"))[0]
         names = [method.name for method in methods.chosen_methods(problem)]
         assert "bm3d" not in names and "map" in names
+
+
+def test_colour_has_no_generators_and_no_wiener_filter():
+    config = replace(TINY, signal="photo-64", tasks=("denoise-radial",))
+    problem = problems("denoise-radial", config, sample_images("mnist-28"))[0]
+    names = {method.name for method in methods.chosen_methods(problem)}
+    assert names >= {"noisy", "map", "asim"}
+    assert not any(name.startswith(("csgm", "mle", "wiener")) for name in names)
 
 
 def test_the_best_value_on_the_tuning_images_is_taken(tmp_path, monkeypatch, nothing_beyond):

@@ -15,7 +15,15 @@ from helpers import assert_names
 
 from flowinv_fast.data import sample_images
 from flowinv_fast.experiments.config import TASKS, ReproduceConfig
-from flowinv_fast.experiments.tasks import OTHER, SHAPE, Images, paper_selection, problems, rms
+from flowinv_fast.experiments.tasks import (
+    SHAPE,
+    SIGNALS,
+    Images,
+    fit_images,
+    paper_selection,
+    problems,
+    rms,
+)
 
 CONFIG = ReproduceConfig(images=24)
 DIGITS = sample_images("mnist-28")
@@ -61,6 +69,7 @@ def sensed(level: float):
 # task: (setting, std, mean, measurements or None)
 LAWS = {
     "cs-sinusoidal": [(f"m = {m}", sensed(0.3)(m), 0.3, m) for m in (50, 100, 200, 400)],
+    "denoise-gaussian": [("", np.full((1, 28, 28), 0.1), 0.0, None)],
     "denoise-sinusoidal": [(f"c = {c}", rows(c), 0.0, None) for c in (0.05, 0.1, 0.2, 0.3, 0.4)],
     "denoise-radial": [("", disc(), 0.0, None)],
     "cs-1bit": [
@@ -81,7 +90,7 @@ def test_noise_is_the_papers(task):
     found = of(task)
     assert [p.setting for p in found] == [law[0] for law in LAWS[task]]
     for problem, (_, std, mean, _) in zip(found, LAWS[task]):
-        np.testing.assert_allclose(problem.std[0], std, rtol=1e-5)
+        np.testing.assert_allclose(problem.std.expand(1, *std.shape)[0], std, rtol=1e-5)
         assert problem.mean == mean and math.isclose(rms(problem.std), np.sqrt((std**2).mean()),
                                                      rel_tol=1e-5)  # fmt: skip
         residual = torch.randn(3, *std.shape) * torch.from_numpy(std).float() + mean
@@ -94,7 +103,8 @@ def test_noise_is_the_papers(task):
         # Means of n standard normals and of their squares, within six standard deviations.
         assert abs(z.mean()) < 6 / z.size**0.5 and abs((z**2).mean() - 1) < 6 * (2 / z.size) ** 0.5
         # Its own pattern, not another of the same size.
-        assert np.corrcoef((delta - mean).std(0).ravel(), std.ravel())[0, 1] > 0.8
+        if std.std() > 0:
+            assert np.corrcoef((delta - mean).std(0).ravel(), std.ravel())[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("task", ["cs-sinusoidal", "cs-1bit", "sensitivity"])
@@ -123,7 +133,9 @@ def test_sensing_matrices(task):
     assert torch.equal(one, of(task, seed=1)[0].linear[0](x))
 
 
-@pytest.mark.parametrize("task", ["denoise-sinusoidal", "denoise-radial", "ood"])
+@pytest.mark.parametrize(
+    "task", ["denoise-gaussian", "denoise-sinusoidal", "denoise-radial", "ood"]
+)
 def test_denoising_measures_the_image_itself(task):
     for problem in of(task):
         x = torch.randn(2, *SHAPE)
@@ -265,13 +277,16 @@ def test_tuning_images_of_another_file(folder, seed):
     assert sorted(places(everything)) == list(range(500))
 
 
-@pytest.mark.parametrize("signal", OTHER)
-def test_shipped_images(signal):
-    config = ReproduceConfig(signal=signal, images=20, tuning_images=12)
-    for found, name in ((Images.of(config), signal), (Images.other(config), OTHER[signal])):
-        assert torch.equal(torch.cat([found.test, found.tuning]), sample_images(name))
+@pytest.mark.parametrize("name", [name for name, signal in SIGNALS.items() if signal.images])
+def test_shipped_images(name):
+    signal, other = SIGNALS[name], SIGNALS[SIGNALS[name].other]
+    config = ReproduceConfig(signal=name, images=20, tuning_images=12)
+    for found, own in ((Images.of(config), signal), (Images.other(config), other)):
+        want = fit_images(sample_images(own.images), signal.shape)
+        assert torch.equal(torch.cat([found.test, found.tuning]), want)
+        assert want.shape[1:] == signal.shape
     assert torch.equal(Images.of(config).digits, sample_images("mnist-28"))
-    assert OTHER[signal] != signal
+    assert other.images != signal.images
 
 
 def test_too_few_images_are_named(folder):
@@ -289,3 +304,69 @@ def test_too_few_images_are_named(folder):
 def test_images_of_another_size(folder, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((10000, 2, 2), np.uint8))
     assert_names("path", lambda: Images.of(from_files(folder, test=str(tmp_path / "wide.npy"))))
+
+
+# --- colour ---------------------------------------------------------------------------------------
+
+
+def test_colour_digits_lie_at_their_places():
+    """Halved digits at the law's places, its small Gaussian elsewhere, and its density the sum."""
+    from scipy.stats import norm
+
+    from flowinv_fast import load_flow
+
+    digits, truth = images(5), torch.randint(0, 257, (6, 3, 64, 64)) / 256
+    (problem,) = problems("digits", replace(CONFIG, signal="photo-64"), digits)
+    residual = drawn(problem, truth) - 0.5 * truth
+    covered = torch.zeros(3, 64, 64, dtype=torch.bool)
+    flow, density, seen = load_flow("digits-noise-28"), 0, set()
+    for channel, top, left in problem.noise.places.tolist():
+        window = (channel, slice(top, top + 28), slice(left, left + 28))
+        assert not covered[window].any()
+        covered[window] = True
+        patch = residual[:, window[0], window[1], window[2]]
+        same = (patch[:, None] - 0.5 * digits[:, 0]).abs().flatten(2).amax(2) < 1e-6
+        assert (same.sum(1) == 1).all()
+        seen |= set(same.float().argmax(1).tolist())
+        density = density + flow.log_prob(2 * patch[:, None]) + 784 * math.log(2)
+    assert len(seen) > 1 and len({place[0] for place in problem.noise.places.tolist()}) == 3
+    rest = residual[:, ~covered].double().numpy()
+    assert abs(rest.std() / 0.01 - 1) < 0.05
+    want = density + torch.from_numpy(norm(0, 0.01).logpdf(rest).sum(1)).float()
+    torch.testing.assert_close(problem.noise.log_prob(residual), want, rtol=1e-4, atol=0.2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_colour_problems_fit_their_images(task):
+    config = replace(CONFIG, signal="photo-64", quick=True)
+    truth = torch.rand(2, 3, 64, 64)
+    for problem in problems(task, config, DIGITS)[:2]:
+        y = drawn(problem, truth)
+        assert problem.preview(y).shape == truth.shape
+        assert problem.noise.log_prob(y - problem.operator(truth)).isfinite().all()
+
+
+def test_the_papers_colour_selection(tmp_path):
+    """100 of 3,000; a folder of photographs gives as many crops."""
+    from PIL import Image
+
+    numbered = np.zeros((3000, 64, 64, 3), np.uint8)
+    numbered[:, 0, 0, 0], numbered[:, 0, 1, 0] = np.divmod(np.arange(3000), 256)
+    np.save(tmp_path / "faces.npy", numbered)
+    faces = SIGNALS["celeba-hq-64"]
+    chosen = places(paper_selection("test_file", tmp_path / "faces.npy", 100, faces))
+    assert chosen[:4] == [311, 1025, 1587, 2941] and sum(chosen) == 136_211
+    (tmp_path / "photographs").mkdir()
+    noise = np.random.default_rng().integers(0, 256, (80, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photographs" / "a.png")
+    crops = paper_selection("test_file", tmp_path / "photographs", 5, SIGNALS["photo-64"])
+    assert crops.shape == (5, 3, 64, 64)
+    assert_names("test_file", lambda: ReproduceConfig(signal="celeba-hq-64"))
+
+
+def test_resizing_keeps_the_mean_and_repeats_channels():
+    small = torch.rand(3, 1, 28, 28)
+    assert fit_images(small, SHAPE) is small
+    large = fit_images(small, (3, 64, 64))
+    assert large.shape == (3, 3, 64, 64) and torch.equal(large[:, 0], large[:, 2])
+    torch.testing.assert_close(large.mean((1, 2, 3)), small.mean((1, 2, 3)), atol=0.02, rtol=0)
