@@ -1,4 +1,5 @@
-"""Writes docs/performance.md, optimisation.md and reproduction.md from bench/results/.
+"""Writes docs/performance.md, optimisation.md and reproduction.md from bench/results/, and the
+model cards docs/models/NAME.md from NAME.json.
 
 python bench/tables.py [--check]    --check: fail if a page is not what the files say
 """
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from flowinv_fast.experiments import report
+from flowinv_fast.flows.card import card_page
 from flowinv_fast.solvers import STRATEGIES, Strategy
 
 ROOT = Path(__file__).parent.parent
@@ -350,6 +352,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only")
     texts = {DOCS / name: page() for name, page in PAGES.items()}
+    for path in sorted((DOCS / "models").glob("*.json")):
+        texts[path.with_suffix(".md")] = card_page(json.loads(path.read_text()))
     if parser.parse_args().check:
         return int(any(not p.exists() or p.read_text() != text for p, text in texts.items()))
     for path, text in texts.items():

@@ -19,7 +19,7 @@ from flowinv_fast.generators import load_generator
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["reproduce"], ["train"], ["info"]):
+    for command in ([], ["demo"], ["reproduce"], ["train"], ["card"], ["info"]):
         with pytest.raises(SystemExit) as end:
             main([*command, "--help"])
         assert end.value.code == 0 and "usage: flowinv-fast" in capsys.readouterr().out
