@@ -279,14 +279,11 @@ def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
         help="channels of the largest maps (dcgan, vae; default 32)",
     )
     flow = train.add_argument_group("architecture of a realnvp")
-    for name, kind, default, told in _FLOW_OPTIONS:
-        flow.add_argument(
-            f"--{name}", default=argparse.SUPPRESS, help=f"{told} (default {default})", **kind
-        )
     training = train.add_argument_group("training")
-    for name, kind, default, told in _TRAIN_OPTIONS:
-        text = f"{told} (default {default})" if default else told
-        training.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
+    for group, options in ((flow, _FLOW_OPTIONS), (training, _TRAIN_OPTIONS)):
+        for name, kind, default, told in options:
+            text = f"{told} (default {default})" if default else told
+            group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
     add = training.add_argument
     add("--minutes", type=float, default=float("inf"), help="stop after this long")
     add("--evaluate-every", type=float, default=1.0, help="epochs between evaluations (default 1)")
@@ -307,6 +304,7 @@ _FLOW_OPTIONS = (
     ("scales", _INT, "3", "scales"),
     ("hidden", _INT, "64", "channels of the conditioners"),
     ("blocks", _INT, "2", "residual blocks per conditioner"),
+    ("mixing", _FLAG, "", "invertible 1x1 convolutions before the channel couplings, as Glow"),
 )  # fmt: skip
 _TRAIN_OPTIONS = (
     ("epochs", _FLOAT, "10", "passes over the data"),
@@ -341,6 +339,7 @@ def _train(arguments: argparse.Namespace) -> int:
     require(name or arguments.out, "train", "--out", "a folder", "none")
     out = arguments.out or user_folder() / name
     if arguments.model != "realnvp":
+        require(name is None, "train", "PRESET", f"none for a {arguments.model}", name)
         return _train_generator(arguments, load_images(arguments.data, arguments.size))
     size = arguments.size or (preset.flow.shape if name else None)
     seed = getattr(arguments, "seed", preset.train.seed)

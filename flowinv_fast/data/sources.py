@@ -55,7 +55,8 @@ class Stored:
         images = self.images[self._order[1][position * size :][:size][part]]
         if not self.flips:
             return images
-        return _flipped(images, _uniform(size, 1, self.seed + _FLIPS, step, images.device)[part, 0])
+        draws = _uniform(size, 1, self.seed + _FLIPS, step, images.device)[part, 0]
+        return _flipped(images, draws[: len(images)])
 
     def describe(self) -> dict:
         """What must agree for a run to be continued."""

@@ -295,7 +295,7 @@ def _strips(strips: list[tuple[str, np.ndarray]], path: Path) -> None:
     tiles = []
     for label, images in strips:
         grid = image_grid(torch.from_numpy(np.asarray(images, np.float32)), len(images))
-        tiles.append((label, to_picture(grid, 2)))
+        tiles.append((label, to_picture(grid, max(1, 64 // images.shape[-1]))))
     width, height = tiles[0][1].size
     panel = Image.new("RGB", (width + 190, len(tiles) * (height + 4)), "white")
     pen = ImageDraw.Draw(panel)

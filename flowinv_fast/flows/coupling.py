@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import ops
+from .mixing import ChannelMixing
 from .nets import ResidualNetwork
 
 
@@ -23,11 +24,13 @@ class AffineCoupling(nn.Module):
         blocks: residual blocks of the conditioner.
         mask: checkerboard_even, checkerboard_odd, channel_first or channel_second: the elements
             that are transformed.
+        mixing: an invertible 1x1 convolution first.
     """
 
-    def __init__(self, channels: int, hidden: int, blocks: int, mask: str):
+    def __init__(self, channels: int, hidden: int, blocks: int, mask: str, mixing: bool = False):
         super().__init__()
         self.mask = mask
+        self.mixing = ChannelMixing(channels) if mixing else None
         if mask.startswith("checkerboard"):
             self.conditioner = ResidualNetwork(channels, 2 * channels, hidden, blocks)
             self.gain = nn.Parameter(torch.zeros(channels))
@@ -52,6 +55,8 @@ class AffineCoupling(nn.Module):
 
         Without gradients both arguments are overwritten where they are contiguous.
         """
+        if self.mixing is not None:
+            x, logdet = self.mixing.encode(x, logdet)
         raw = self._raw(x)
         if torch.is_grad_enabled() or not x.is_contiguous():
             return ops.affine_coupling_encode(x, raw, self.gain, logdet, self.mask)
@@ -60,12 +65,14 @@ class AffineCoupling(nn.Module):
 
     def encode_backward(
         self, z: Tensor, grad: Tensor, grad_logdet: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Input of encode from its output z, and the gradients to the input and the parameters.
 
         Args:
             z: output of encode (B, C, H, W). grad: gradient to it. grad_logdet: that to the
                 log-determinant (B,).
+        Returns:
+            The input, the gradient to it, and those to ``parameters()``, None for frozen ones.
         """
         with torch.enable_grad():
             seen = z.detach().requires_grad_()
@@ -74,20 +81,28 @@ class AffineCoupling(nn.Module):
         x, _ = ops.affine_coupling_decode(z, values, self.gain, torch.zeros_like(grad_logdet),
                                           self.mask)  # fmt: skip
         grad, grad_raw, grad_gain = torch.ops.flowinv_fast.affine_coupling_encode_backward(
-            grad, grad_logdet, x, values, self.gain, mask, True
+            grad, grad_logdet, x, values, self.gain, mask, self.gain.requires_grad
         )
-        weights = [p for p in self.parameters() if p is not self.gain]
+        weights = [p for p in self.conditioner.parameters() if p.requires_grad]
         grad_seen, *grads = torch.autograd.grad(raw, [seen, *weights], grad_raw)
-        by_id = dict(zip(map(id, weights), grads)) | {id(self.gain): grad_gain}
-        return x, grad.add_(grad_seen), [by_id[id(p)] for p in self.parameters()]
+        by_id = dict(zip(map(id, weights), grads))
+        if self.gain.requires_grad:
+            by_id[id(self.gain)] = grad_gain
+        grad = grad.add_(grad_seen)
+        if self.mixing is not None:
+            x, grad, own = self.mixing.encode_backward(x, grad, grad_logdet)
+            by_id |= own
+        return x, grad, [by_id.get(id(p)) for p in self.parameters()]
 
     def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of encode; logdet (B,) grows by log|det dx/dz|. Overwrites like encode."""
         raw = self._raw(z)
         if torch.is_grad_enabled() or not z.is_contiguous():
-            return ops.affine_coupling_decode(z, raw, self.gain, logdet, self.mask)
-        ops.affine_coupling_decode_(z, raw, self.gain, logdet, self.mask)
-        return z, logdet
+            x, logdet = ops.affine_coupling_decode(z, raw, self.gain, logdet, self.mask)
+        else:
+            ops.affine_coupling_decode_(z, raw, self.gain, logdet, self.mask)
+            x = z
+        return (x, logdet) if self.mixing is None else self.mixing.decode(x, logdet)
 
 
 def encode_recomputed(
@@ -109,7 +124,12 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx, x: Tensor, logdet: Tensor, couplings: Sequence[AffineCoupling], *parameters):
         x, logdet = x.clone(memory_format=torch.contiguous_format), logdet.clone()
         for coupling in couplings:
-            x, logdet = coupling.encode(x, logdet)  # in place: gradients are off in here
+            # Folds the weights anew: fused optimisers change them without a new version.
+            if coupling.mixing is not None:
+                x, logdet = coupling.mixing.encode(x, logdet)
+            with torch.enable_grad():
+                raw = coupling._raw(x).detach()
+            ops.affine_coupling_encode_(x, raw, coupling.gain, logdet, coupling.mask)
         ctx.couplings = couplings
         ctx.save_for_backward(x)
         kind = x.device.type

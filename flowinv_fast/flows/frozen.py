@@ -59,7 +59,7 @@ class FrozenFlow:
             device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.dtype = dtype
-        self.compiled = _backend.native(torch.empty(0, device=device))
+        self.compiled = not flow.config.mixing and _backend.native(torch.empty(0, device=device))
         self._flow = self._words = None
         self.weight_bytes = self.saved_bytes = self.work_bytes = 0
         if self.compiled:

@@ -133,6 +133,8 @@ class Trainer:
         self.world = dist.get_world_size() if self.together else 1
         require(config.batch % self.world == 0, "Trainer", "batch",
                 f"a multiple of the {self.world} processes", config.batch)  # fmt: skip
+        require(self.world == 1 or len(images) >= config.batch, "Trainer", "batch",
+                f"at most the {len(images)} images", config.batch)  # fmt: skip
         self.info, self.progress = dict(info or {}), progress and self.rank == 0
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
@@ -163,7 +165,7 @@ class Trainer:
                 coupling.conditioner.compile()
         self.log_prob = _LogProb(self.flow)
         if self.together:
-            self.log_prob = DistributedDataParallel(self.log_prob, broadcast_buffers=False)
+            self.log_prob = DistributedDataParallel(self.log_prob)
 
     # -- the loop ----------------------------------------------------------------------------
 
@@ -194,7 +196,9 @@ class Trainer:
                 if self.step % 20 == 0:
                     bar.set_postfix(bits=f"{loss:.3f}", lr=f"{self._lr():.1e}")
                 if self.step % period == 0 and self.step < self.last_step:
-                    bar.write(_sentence(self.evaluate()))
+                    result = self.evaluate()
+                    if self.rank == 0:
+                        bar.write(_sentence(result))
                     mark = saved = time.perf_counter()
                 elif now - saved > 60 * save_minutes:
                     if self.rank == 0:
@@ -242,6 +246,7 @@ class Trainer:
             return math.nan
         self.bad_steps = 0
         self.optimiser.step()
+        torch.autograd.graph.increment_version(self.flow.parameters())  # fused Adam does not
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             parameters = list(self.flow.parameters())

@@ -36,6 +36,7 @@ CONFIGS = [
     RealNVPConfig((1, 4, 4), scales=2, hidden=4, blocks=1, support="unbounded"),
     RealNVPConfig((2, 4, 8), scales=3, hidden=5, blocks=1, support="bounded"),
     RealNVPConfig((3, 5, 3), scales=1, hidden=4, blocks=0, support="unbounded"),
+    RealNVPConfig((1, 4, 4), scales=2, hidden=4, blocks=1, mixing=True),
 ]
 
 
@@ -175,6 +176,7 @@ def test_dequantise_bounded_stays_in_the_grey_level():
         ({"smoothing": -0.1}, "smoothing"),
         ({"hidden": 0}, "hidden"),
         ({"bits": 0}, "bits"),
+        ({"mixing": 1}, "mixing"),
     ],
 )
 def test_bad_configurations(changes, argument):
