@@ -44,6 +44,11 @@ for model in Mp Cp; do
     --batches 1 16 128 --contenders ours "ours tf32" "ours bf16" "folded eager" \
     "channels-last eager" graph --out "$OUT"
 done
+for model in M C Mp Cp; do  # these add up too; only M and C are compiled
+  step "training-$model" 600 python3 bench/training.py speed --device cuda --models "$model" \
+    --batches 16 128 --out "$OUT"
+done
+step training-memory 180 python3 bench/training.py memory --device cuda --images 8 --out "$OUT"
 step memory 120 python3 bench/memory.py --device cuda --out "$OUT"
 step solve 180 python3 bench/solve.py --device cuda --batches 1 16 --out "$OUT"
 step kernels 180 python3 bench/kernels.py --device cuda --batches 1 128 --out "$OUT"

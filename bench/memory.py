@@ -10,6 +10,8 @@ weights included.
 from __future__ import annotations
 
 import argparse
+import weakref
+from collections.abc import Callable
 
 import torch
 from harness import conditions, write
@@ -18,19 +20,31 @@ from peers import MODELS, Peer, random_flow
 from torch import Tensor
 
 
+class _Saved:
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def kept_bytes(forward: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """Bytes of the distinct storages kept for the backward pass of what ``forward`` returns, and
+    that. What a graph inside it saved and let go does not count."""
+    kept = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor.detach())  # an output would keep the graph that keeps it
+        kept.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        loss = forward()
+    storages = [saved.tensor.untyped_storage() for saved in kept]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values()), loss
+
+
 def saved_bytes(decode, y: Tensor) -> int:
     """Bytes of the storages saved between a forward and its backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     z = torch.zeros(len(y), y[0].numel(), device=y.device, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = eager_loss(decode, y, z)
-    held = sum(kept.values())  # while the graph is alive, no address is given out twice
+    held, loss = kept_bytes(lambda: eager_loss(decode, y, z))
     torch.autograd.grad(loss, z)
     return held
 

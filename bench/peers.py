@@ -1,9 +1,10 @@
 """The same multi-scale RealNVP written with other libraries' couplings, for timing side by side.
 
-Every contender hosts the very same conditioners (frozen weights), couplings, squeezes and splits,
-and decodes with a true log-determinant. The libraries have no checkerboard masks for images, so
-their couplings see flattened halves and a wrapper lays these into an image for the convolutions, as
-a user of these libraries would write it. Scale functions are each library's own.
+Every contender hosts the very same conditioners, couplings, squeezes and splits. With frozen
+weights it decodes with a true log-determinant; to be trained (``TRAINED``) it encodes with one.
+The libraries have no checkerboard masks for images, so their couplings see flattened halves and a
+wrapper lays these into an image for the convolutions, as a user of these libraries would write it.
+Scale functions are each library's own.
 """
 
 from __future__ import annotations
@@ -41,19 +42,23 @@ def random_flow(config: RealNVPConfig, device: str, seed: int = 0) -> RealNVP:
 
 class Folded(nn.Module):
     """A conditioner in plain torch: "unfolded" computes the weight normalisation at every call,
-    "folded" did once, "channels-last" also keeps activations and weights in that layout."""
+    "folded" did once, "channels-last" also keeps activations and weights in that layout,
+    "unfolded channels-last" activations only."""
 
     def __init__(self, conditioner: nn.Module, how: str = "folded"):
         super().__init__()
-        self.format = torch.channels_last if how == "channels-last" else torch.contiguous_format
+        self.format = (
+            torch.channels_last if how.endswith("channels-last") else torch.contiguous_format
+        )
         convs = [conditioner.first, *(c for b in conditioner.blocks for c in b), conditioner.last]
         self.convs = [self._weight(conv, how) for conv in convs]
 
     def _weight(self, conv, how: str) -> Callable[[Tensor], Tensor]:
-        weight, bias = conv._fold().contiguous(memory_format=self.format), conv.bias
-        if how != "unfolded":
-            return lambda x: F.conv2d(x, weight, bias, padding=1)
-        return lambda x: F.conv2d(x, conv._fold(), bias, padding=1)
+        bias = conv.bias
+        if how.startswith("unfolded"):
+            return lambda x: F.conv2d(x, conv._fold(), bias, padding=1)
+        weight = conv._fold().contiguous(memory_format=self.format)
+        return lambda x: F.conv2d(x, weight, bias, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.convs[0](x.contiguous(memory_format=self.format))
@@ -68,7 +73,8 @@ class Eager:
     def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int], how: str = "folded"):
         self.net, self.mask = Folded(coupling.conditioner, how), coupling.mask
         device = coupling.gain.device
-        self.gain = coupling.gain.view(-1, 1, 1)
+        self.trained_gain = coupling.gain
+        self.gain = coupling.gain.detach().view(-1, 1, 1)
         self.moved = reference.transformed_map(*shape, MASKS[self.mask], device=device).float()
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,13 +89,26 @@ class Eager:
         moved = (moved - shift) * (-s).exp()
         return torch.cat([moved, seen] if first else [seen, moved], 1), -s.flatten(1).sum(1)
 
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self.trained_gain.view(-1, 1, 1)
+        if self.mask.startswith("checkerboard"):
+            raw, shift = self.net(x * (1 - self.moved)).chunk(2, 1)
+            s = gain * raw.tanh() * self.moved
+            return x * s.exp() + shift * self.moved, s.flatten(1).sum(1)
+        first = self.mask == "channel_first"
+        seen, moved = x.chunk(2, 1)[::-1] if first else x.chunk(2, 1)
+        raw, shift = self.net(seen).chunk(2, 1)
+        s = gain * raw.tanh()
+        moved = moved * s.exp() + shift
+        return torch.cat([moved, seen] if first else [seen, moved], 1), s.flatten(1).sum(1)
+
 
 class Flat(nn.Module):
     """A conditioner between flattened halves: (B, seen) to raw scales and shifts, (B, moved)."""
 
-    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int], how: str = "folded"):
         super().__init__()
-        self.net, self.shape = Folded(coupling.conditioner), shape
+        self.net, self.shape = Folded(coupling.conditioner, how), shape
         moved = reference.transformed_map(
             *shape, MASKS[coupling.mask], device=coupling.gain.device
         ).expand(shape)
@@ -110,10 +129,10 @@ class Flat(nn.Module):
 
 
 class Nflows:
-    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int]):
+    def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int], how: str = "folded"):
         from nflows.transforms.coupling import AffineCouplingTransform
 
-        self.shape, flat = shape, Flat(coupling, shape)
+        self.shape, flat = shape, Flat(coupling, shape, how)
         net = nn.Module()
         net.forward = lambda seen, context=None: torch.cat(flat(seen)[::-1], 1)
         mask = torch.zeros(math.prod(shape))
@@ -123,6 +142,10 @@ class Nflows:
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, logdet = self.transform.inverse(z.flatten(1))
         return x.view(-1, *self.shape), logdet
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet = self.transform(x.flatten(1))
+        return z.view(-1, *self.shape), logdet
 
 
 class FrEIA:
@@ -193,16 +216,25 @@ COUPLINGS = {
     "normflows": Normflows,
     "zuko": Zuko,
 }
+TRAINED = {
+    "eager": COUPLINGS["eager"],
+    "channels-last eager": lambda *a: Eager(*a, how="unfolded channels-last"),
+    "nflows": lambda *a: Nflows(*a, how="unfolded"),
+}
 
 
 class Peer:
-    """A RealNVP whose couplings are another library's; the walk over scales is plain torch."""
+    """A RealNVP whose couplings are another library's; the walk over scales is plain torch.
 
-    def __init__(self, flow: RealNVP, kind: str):
+    It decodes with the weights that the flow has now. With ``couplings=TRAINED`` it encodes, and
+    the flow's parameters are its own.
+    """
+
+    def __init__(self, flow: RealNVP, kind: str, couplings: dict = COUPLINGS):
         self.shape, self.sizes = flow.shape, flow._latent_sizes
         self.location, self.spread = flow.location, flow.spread
         self.log_spread = flow.spread.log().sum()
-        self.scales, make = [], COUPLINGS[kind]
+        self.scales, make = [], couplings[kind]
         channels, height, width = flow.shape
         for layers in flow.scales:
             shape = (channels, height, width)
@@ -229,3 +261,23 @@ class Peer:
                 h, change = coupling.decode(h)
                 logdet = logdet + change
         return h * self.spread + self.location, logdet
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = (x - self.location) / self.spread
+        logdet, latents = -self.log_spread, []
+        for pixel, channel in self.scales:
+            for coupling in pixel:
+                h, change = coupling.encode(h)
+                logdet = logdet + change
+            if channel:
+                h = F.pixel_unshuffle(h, 2)
+                for coupling in channel:
+                    h, change = coupling.encode(h)
+                    logdet = logdet + change
+                h, latent = h.chunk(2, 1)
+                latents.append(latent.flatten(1))
+        return torch.cat([*latents, h.flatten(1)], 1), logdet
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z, logdet = self.encode(x)
+        return -0.5 * z.square().sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1] + logdet

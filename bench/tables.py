@@ -210,6 +210,113 @@ def solve_table(result: dict) -> list[str]:
     return [*lines, ""]
 
 
+def training_table(result: dict) -> list[str]:
+    """A training step against other ways to write it."""
+    where, rows = result["conditions"], result["rows"]
+    on_gpu = where["device"] == "cuda"
+    names = list(dict.fromkeys(n for row in rows for n in row["ratio"] if n != "ours"))
+    libraries = "".join(f", {n} {v}" for n, v in where["libraries"].items())
+    far = max(d["log_prob"] for row in rows for d in row["disagreement"].values())
+    lines = [
+        f"## A training step, {where['machine']}", "",
+        "`bench/training.py`: dequantised batch, log p, gradient to all weights, clipping, Adam; "
+        f"{where['device']}, {where['threads']} CPU thread(s), torch {where['torch']}{libraries}, "
+        f"commit {where['commit']}, {where['dtype']}, seed {where['seed']}, median of "
+        f"{where['rounds']} rounds in turn. All contenders have the same conditioners and "
+        f"optimiser; log p of eager is ours to {far:.0e}, relatively. Each number is the "
+        "contender's time over ours in float32: above 1, ours is faster; below 1 for a variant of "
+        "ours, the variant is. The quartiles of ours are its own spread over its median. Models as "
+        "above, of the hidden width in the table." + _note(where), "",
+        "| model | hidden | batch | quartiles of ours | " + " | ".join(names)
+        + (" | ours, images/s |" if on_gpu else " |"),
+        "|---|---|---|---|" + "---|" * (len(names) + on_gpu),
+    ]  # fmt: skip
+    for row in rows:
+        low, high = row["quartiles"]["ours"]
+        cells = [row["model"], str(row["hidden"]), str(row["batch"]), f"{low:.2f} to {high:.2f}"]
+        cells += [f"{row['ratio'][n]:.2f}" if n in row["ratio"] else "" for n in names]
+        if on_gpu:
+            cells.append(str(row["images_per_second"]["ours"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    once = [
+        f"{row['model']} batch {row['batch']}: {row['first_call_seconds'][name]:.0f} s ({name})"
+        for row in rows
+        for name in ("ours compiled", "compiled", "compiled channels-last")
+        if name in row["first_call_seconds"]
+    ]
+    if once:
+        lines += ["", "Not in the table, paid once per shape: " + ", ".join(once) + "."]
+    return [*lines, ""]
+
+
+def _note(where: dict) -> str:
+    return f" While it ran, {where['note']}." if where.get("note") else ""
+
+
+def training_memory_table(result: dict) -> list[str]:
+    """What recomputed couplings save."""
+    where = result["conditions"]
+    shape = " x ".join(map(str, where["shape"]))
+    lines = [
+        f"## Memory of training against depth, {where['machine']}", "",
+        "`bench/training.py memory`: bytes an image adds to what is kept for the backward pass, "
+        "and to the peak over forward and backward (batch "
+        f"{2 * where['batch']} beyond batch {where['batch']}, so that weights are left out); "
+        f"{shape}, hidden width {where['hidden']}, {where['dtype']}, {where['device']}, torch "
+        f"{where['torch']}, commit {where['commit']}. One run: couplings at full resolution. "
+        "Recomputed is `TrainConfig.recompute`.", "",
+        "| sweep | scales | blocks | couplings | plain: kept, MB | peak, MB | recomputed: kept, MB "
+        "| peak, MB | peaks, plain over recomputed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        plain, less = row["plain"], row["recompute"]
+        cells = [row["sweep"], row["scales"], row["blocks"], row["couplings"]]
+        cells += [f"{plain['kept'] / 1e6:.1f}", f"{plain['peak'] / 1e6:.1f}"]
+        cells += [f"{less['kept'] / 1e6:.2f}", f"{less['peak'] / 1e6:.1f}"]
+        cells.append(f"{plain['peak'] / less['peak']:.1f}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return [*lines, ""]
+
+
+def glow_table(result: dict) -> list[str]:
+    """Variants of the training recipe at equal time."""
+    where, rows = result["conditions"], result["rows"]
+    seeds = sorted({row["seed"] for row in rows})
+    named = ", ".join(map(str, seeds))
+    lines = [
+        f"## Choices of the training recipe, {where['minutes']:g} minutes, {where['machine']}", "",
+        f"`bench/glow.py`: held-out bits/dim after {where['minutes']:g} minutes of training each, "
+        f"variants taking turns of {where['slice_seconds']:g} s in one process; {where['device']}, "
+        f"{where['threads']} CPU thread(s), {where['dtype']}, torch {where['torch']}, commit "
+        f"{where['commit']}, seeds {named}. 1x1: an invertible 1x1 convolution before every "
+        "channel coupling, from a random rotation or from the identity. Difference: to plain (the "
+        "default recipe), mean over seeds and in brackets each seed's." + _note(where), "",
+        f"| data | variant | bits/dim, seeds {named} | difference | steps |",
+        "|---|---|---|---|---|",
+    ]  # fmt: skip
+    at = {(row["data"], row["variant"], row["seed"]): row for row in rows}
+    for data, variant in dict.fromkeys((row["data"], row["variant"]) for row in rows):
+        found = [at[data, variant, s] for s in seeds if (data, variant, s) in at]
+        plain = [at.get((data, "plain", row["seed"])) for row in found]
+        change = ""
+        if variant != "plain" and all(plain):
+            gaps = [a["bits_per_dim"] - b["bits_per_dim"] for a, b in zip(found, plain)]
+            each = ", ".join(f"{gap:+.3f}" for gap in gaps)
+            change = f"{sum(gaps) / len(gaps):+.3f} ({each})"
+        bits = ", ".join(f"{row['bits_per_dim']:.3f}" for row in found)
+        steps = ", ".join(str(row["steps"]) for row in found)
+        lines.append(f"| {data} | {variant} | {bits} | {change} | {steps} |")
+    models = [
+        f"{row['data']}: {' x '.join(map(str, row['flow']['shape']))}, {row['flow']['scales']} "
+        f"scales, hidden {row['flow']['hidden']}, {row['flow']['blocks']} block(s), "
+        f"{row['flow']['support']}, {row['flow']['bits']} bits, batch {row['batch']}, lr "
+        f"{row['lr']:g}, {row['held_out_images']} held-out images"
+        for row in {row["data"]: row for row in rows if row["variant"] == "plain"}.values()
+    ]
+    return [*lines, "", "; ".join(models) + ".", ""]
+
+
 def ptxas_table(result: dict) -> list[str]:
     """Registers and spills as compiled."""
     where, rows = result["conditions"], result["rows"]
@@ -231,12 +338,13 @@ def ptxas_table(result: dict) -> list[str]:
 
 
 def newest(kind: str) -> list[dict]:
-    """The latest result of this kind of every machine and device."""
+    """The latest result of this kind of every machine, device and training time."""
     found: dict[tuple, dict] = {}
     paths = RESULTS.glob(f"{kind}-*.json")
     results = [json.loads(path.read_text()) for path in paths]
     for result in sorted(results, key=lambda r: r["conditions"]["date"]):
-        found[result["conditions"]["machine"], result["conditions"]["device"]] = result
+        where = result["conditions"]
+        found[where["machine"], where["device"], where.get("minutes", 0)] = result
     return [found[key] for key in sorted(found)]
 
 
@@ -248,6 +356,9 @@ def performance_page() -> str:
     for kind, table in (
         ("map_step", map_step_table),
         ("memory", memory_table),
+        ("training", training_table),
+        ("training_memory", training_memory_table),
+        ("glow", glow_table),
         ("solve", solve_table),
         ("defaults", defaults_table),
         ("kernels", kernels_table),

@@ -59,3 +59,51 @@ def test_compiling_is_timed_and_not_looked_up():
         [sys.executable, "-c", told], cwd=BENCH, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("start", ["rotation", "identity"])
+def test_one_by_one_convolutions_count_their_log_determinant(bench, start):
+    from glow import Glow
+
+    from flowinv_fast.flows import RealNVPConfig
+
+    torch.manual_seed(0)
+    flow = Glow(RealNVPConfig((1, 4, 4), scales=2, hidden=4, blocks=1), start).double()
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if "mix" in name or name.endswith("gain"):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    x = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    z, logdet = flow.encode(x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow.encode(x)[0], x)
+    torch.testing.assert_close(logdet[0], jacobian.view(16, 16).slogdet()[1])
+    back, change = flow.decode(z)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(change, -logdet)
+
+
+def test_recomputed_couplings_take_the_memory_of_one(bench):
+    from memory import kept_bytes
+    from training import run_of
+
+    from flowinv_fast.flows.coupling import AffineCoupling
+
+    x = torch.rand(2, 2, 8, 8)
+    kept = {}
+    for count in (2, 4):
+        run = [
+            AffineCoupling(2, 4, 1, f"checkerboard_{('even', 'odd')[i % 2]}") for i in range(count)
+        ]
+        kept[count] = [kept_bytes(lambda r=r, c=run: run_of(c, r)(x))[0] for r in (False, True)]
+    (plain, less), (plain_of_4, less_of_4) = kept[2], kept[4]
+    assert less == less_of_4 < plain < plain_of_4
+
+
+def test_trained_peers_are_our_flow(bench):
+    from training import disagreement
+
+    from flowinv_fast.flows import RealNVPConfig
+
+    config = RealNVPConfig((1, 8, 8), scales=2, hidden=4, blocks=1)
+    far = disagreement(config, torch.rand(3, 1, 8, 8))
+    assert len(far) == 3 and all(max(d.values()) < 1e-5 for d in far.values())

@@ -1,0 +1,239 @@
+"""Choices of the training recipe by held-out bits/dim at equal training time.
+
+    python bench/glow.py --mnist FOLDER --photos FOLDER [--minutes M] [--seeds 0 1] [--threads N]
+
+Every variant of a data set and seed trains for the same wall-clock minutes, in slices that take
+turns in one process, so that a busy moment hits all alike. All start at the same weights and see
+the same images. A variant is the default recipe with one change:
+
+    1x1 rotation, identity  an invertible 1x1 convolution before every channel coupling (Kingma and
+                            Dhariwal, 2018), which starts at a random rotation or at the identity
+    gain_lr 1               the couplings' gains learn at the rate of the other weights
+    alpha 0.05, 0.001       margin of the logit (MNIST), by default 1e-5
+
+MNIST: the folder with the four IDX files; held out are the first 1000 test images. Photos: random
+32 x 32 crops of the pictures in FOLDER/train, 5 bits; held out are 512 crops of FOLDER/test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from harness import conditions, write
+from torch import Tensor, nn
+
+from flowinv_fast.data import Crops, load_images
+from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.flows.train import TrainConfig, Trainer, _LogProb
+
+
+class Mix(nn.Module):
+    """An invertible 1x1 convolution, W = P L (U + diag(sign exp(log_size))): P is fixed, L unit
+    lower and U strictly upper triangular. log|det| = H W sum(log_size)."""
+
+    def __init__(self, channels: int, start: str):
+        super().__init__()
+        weight = torch.eye(channels)
+        if start == "rotation":
+            weight = torch.linalg.qr(torch.randn(channels, channels))[0]
+        permutation, lower, upper = torch.linalg.lu(weight)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign", upper.diagonal().sign())
+        self.lower, self.upper = nn.Parameter(lower), nn.Parameter(upper)
+        self.log_size = nn.Parameter(upper.diagonal().abs().log())
+
+    def weight(self) -> Tensor:
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower), device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_size.exp())
+        return self.permutation @ lower @ upper
+
+    def forward(self, h: Tensor, inverse: bool = False) -> Tensor:
+        with torch.autocast(h.device.type, enabled=False):
+            weight = self.weight().inverse() if inverse else self.weight()
+            return F.conv2d(h, weight[:, :, None, None])
+
+
+class MixedCoupling(AffineCoupling):
+    """A coupling after a 1x1 convolution."""
+
+    def __init__(self, start: str, channels: int, *arguments):
+        super().__init__(channels, *arguments)
+        self.mix = Mix(channels, start)
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        logdet = logdet + x[0, 0].numel() * self.mix.log_size.sum().to(logdet.dtype)
+        return super().encode(self.mix(x), logdet)
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        x, logdet = super().decode(z, logdet)
+        logdet = logdet - x[0, 0].numel() * self.mix.log_size.sum().to(logdet.dtype)
+        return self.mix(x, inverse=True), logdet
+
+
+class Glow(RealNVP):
+    """RealNVP with a 1x1 convolution before every channel coupling."""
+
+    def __init__(self, config: RealNVPConfig, start: str):
+        self.start = start
+        super().__init__(config)
+
+    def _couplings(self, channels: int, kind: str, last: bool) -> nn.ModuleList:
+        couplings = super()._couplings(channels, kind, last)
+        if kind == "checkerboard":
+            return couplings
+        own = (channels, self.config.hidden, self.config.blocks)
+        return nn.ModuleList(MixedCoupling(self.start, *own, c.mask) for c in couplings)
+
+
+class Run(Trainer):
+    """A trainer that writes no files, of a RealNVP or, with ``mix``, of a Glow."""
+
+    def __init__(self, flow: RealNVPConfig, config: TrainConfig, source, held_out: Tensor,
+                 mix: str | None = None):  # fmt: skip
+        with TemporaryDirectory() as folder:
+            super().__init__(flow, config, source, held_out, folder, progress=False)
+        if mix is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            glow = Glow(flow, mix)
+        glow.load_state_dict(self.flow.state_dict(), strict=False)  # all else starts the same
+        self.flow, self.average = glow, copy.deepcopy(glow).requires_grad_(False)
+        gains = [coupling.gain for coupling in glow.couplings()]
+        others = [p for p in glow.parameters() if all(p is not g for g in gains)]
+        self.optimiser = torch.optim.Adam([{"params": others}, {"params": gains}], fused=True)
+        self.log_prob = _LogProb(glow)
+
+    def train_until(self, seconds: float) -> None:
+        """Train until it has trained for so long in all."""
+        while self.seconds < seconds:
+            started = time.perf_counter()
+            self._train_step()
+            self.seconds += time.perf_counter() - started
+
+    @torch.no_grad()
+    def held_out_bits(self) -> float:
+        """Mean bits/dim of the averaged weights, float32."""
+        x = self.average.dequantise(self._floats(self.held_out), 1)
+        bits = [self.average.bits_per_dim(self.average.log_prob(part)) for part in x.split(100)]
+        return torch.cat(bits).mean().item()
+
+    def round_trip(self) -> float:
+        """Largest |decode(encode(x)) - x| of the averaged flow, over 16 held-out images."""
+        with torch.no_grad():
+            x = self.average.dequantise(self._floats(self.held_out[:16]), 1)
+            return (self.average.decode(self.average.encode(x)[0])[0] - x).abs().max().item()
+
+
+@dataclass
+class Study:
+    """A data set with its default recipe and the changes to compare."""
+
+    flow: RealNVPConfig
+    train: TrainConfig
+    images: Callable[[int], object]  # of a seed
+    held_out: Tensor
+    variants: dict[str, dict]
+
+
+MIXES = {"plain": {}, "1x1 rotation": {"mix": "rotation"}, "1x1 identity": {"mix": "identity"}}
+GAIN = {"gain_lr 1": {"gain_lr": 1.0}}
+
+
+def mnist(folder: str) -> Study:
+    flow = RealNVPConfig((1, 28, 28), 3, 32, 2, "bounded", 8, alpha=1e-5)
+    train, test = (
+        load_images(Path(folder) / f"{part}-images-idx3-ubyte.gz", flow.shape)
+        for part in ("train", "t10k")
+    )
+    return Study(
+        flow, TrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16"),
+        lambda seed: train, test[:1000],
+        {**MIXES, **GAIN, **{f"alpha {a:g}": {"alpha": a} for a in (0.05, 1e-3)}},
+    )  # fmt: skip
+
+
+def photos(folder: str) -> Study:
+    flow = RealNVPConfig((3, 32, 32), 3, 32, 1, "unbounded", 5, smoothing=0.0)
+    crops = lambda part, seed: Crops(
+        Path(folder) / part, flow.shape, sides=(32, 48, 64, 96, 128), seed=seed
+    )
+    return Study(
+        flow, TrainConfig(1e6, 16, 1e-3, halve_every=1e6, max_grad_norm=500, penalty=1e-5,
+                          warmup=50, precision="bf16"),
+        lambda seed: crops("train", seed), crops("test", 0).take(512, 1), {**MIXES, **GAIN},
+    )  # fmt: skip
+
+
+def start(study: Study, changes: dict, seed: int) -> Run:
+    changes = dict(changes)
+    mix = changes.pop("mix", None)
+    in_flow = {k: changes.pop(k) for k in list(changes) if hasattr(study.flow, k)}
+    return Run(
+        replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes),
+        study.images(seed), study.held_out, mix,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mnist", help="folder of the IDX files")
+    parser.add_argument("--photos", help="folder with train and test")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of a variant and seed")
+    parser.add_argument("--slice", type=float, default=5.0, help="seconds of a turn")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--variants", nargs="+", help="default: all")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--note", help="what else ran on the machine")
+    parser.add_argument("--out", help="folder of the JSON; default bench/results")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    where = conditions(
+        "cpu",
+        dtype="conditioners bfloat16, the rest float32",
+        minutes=arguments.minutes,
+        slice_seconds=arguments.slice,
+        note=arguments.note,
+    )
+    for name, study_of in (("mnist", mnist), ("photos", photos)):
+        if not (folder := getattr(arguments, name)):
+            continue
+        study = study_of(folder)
+        chosen = arguments.variants or list(study.variants)
+        for seed in arguments.seeds:
+            runs = {v: start(study, study.variants[v], seed) for v in chosen if v in study.variants}
+            for turn in range(round(60 * arguments.minutes / arguments.slice)):
+                order = list(runs.values())
+                for run in order[turn % len(order) :] + order[: turn % len(order)]:
+                    run.train_until((turn + 1) * arguments.slice)
+            rows = []
+            for variant, run in runs.items():
+                rows.append({
+                    "data": name, "variant": variant, "seed": seed,
+                    "bits_per_dim": round(run.held_out_bits(), 4),
+                    "steps": run.step, "seconds": round(run.seconds, 1),
+                    "bad_steps": run.bad_steps, "round_trip": run.round_trip(),
+                    "parameters": sum(p.numel() for p in run.flow.parameters()),
+                    "batch": study.train.batch, "lr": study.train.lr,
+                    "flow": run.flow.config.to_dict(), "held_out_images": len(study.held_out),
+                })  # fmt: skip
+                print(*list(rows[-1].values())[:8], flush=True)
+            path = write(f"glow-{arguments.minutes:g}min", {"conditions": where, "rows": rows},
+                         arguments.out, same_row=("data", "variant", "seed"))  # fmt: skip
+    print("wrote", path)
+
+
+if __name__ == "__main__":
+    main()
