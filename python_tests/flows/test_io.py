@@ -72,14 +72,19 @@ def test_unknown_name_lists_the_shipped_flows():
         load_flow("no-such-flow")
 
 
-IMAGES = {"digits-noise-28": "mnist-28", "mnist-28": "mnist-28", "fashion-28": "fashion-28"}
+IMAGES = {
+    "digits-noise-28": "mnist-28", "mnist-28": "mnist-28", "fashion-28": "fashion-28",
+    "photo-64-small": "photo-64",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_shipped_flows(name):
     """On real test images: the round trip, the log-determinant, and a density above noise's."""
     info = available_flows()[name]
-    assert info["bits_per_dim"] > 0 and info["held_out_images"] == 10000
+    photographs = name == "photo-64-small"
+    assert info["bits_per_dim"] > 0
+    assert info["held_out_images"] == (500 if photographs else 10000)
     assert {"data", "licence", "command", "seconds", "hardware"} <= set(info)
     flow = load_flow(name)
     x = flow.dequantise(sample_images(IMAGES[name]), seed=torch.randint(2**31, ()).item())
@@ -90,11 +95,13 @@ def test_shipped_flows(name):
     assert (back - x).abs().max() < 1e-4
     torch.testing.assert_close(encode_logdet, -decode_logdet, rtol=1e-4, atol=0.05)
     assert (score > noise_score).all()
-    # 32 images against the recorded mean over 10,000: within a coarse band.
-    assert abs(flow.bits_per_dim(score).mean() - info["bits_per_dim"]) < 0.3
+    # 32 images against the recorded mean: within a coarse band, crops differ most.
+    band = 0.8 if photographs else 0.3
+    assert abs(flow.bits_per_dim(score).mean() - info["bits_per_dim"]) < band
 
 
 def test_shipped_flows_are_small():
     assert set(available_flows()) == set(IMAGES)
     folder = Path(flowinv_fast.__file__).parent / "data" / "weights"
-    assert sum(p.stat().st_size for p in folder.iterdir()) < 8e6
+    assert max(p.stat().st_size for p in folder.iterdir()) < 8e6
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 10e6
