@@ -52,5 +52,17 @@ step training-memory 180 python3 bench/training.py memory --device cuda --images
 step memory 120 python3 bench/memory.py --device cuda --out "$OUT"
 step solve 180 python3 bench/solve.py --device cuda --batches 1 16 --out "$OUT"
 step kernels 180 python3 bench/kernels.py --device cuda --batches 1 128 --out "$OUT"
+# Priors at the paper's size, as long as the lease allows: carry the data in an ignored folder, e.g.
+# DATA=gpu-data with mnist/ (the IDX files) and photos/ (train, test). Weights and logs go to $OUT.
+MINUTES=${MINUTES:-8}
+if [ -d "${DATA:-}/mnist" ]; then
+  step train-mnist-28 $((60 * MINUTES + 120)) flowinv-fast train mnist-28 --minutes "$MINUTES" \
+    --data "$DATA/mnist/train-images-idx3-ubyte.gz" --precision bf16 --quiet --out "$OUT/mnist-28" \
+    --held-out "$DATA/mnist/t10k-images-idx3-ubyte.gz"
+fi
+if [ -d "${DATA:-}/photos" ]; then
+  step train-photo-64 $((60 * MINUTES + 120)) flowinv-fast train photo-64 --minutes "$MINUTES" \
+    --data "$DATA/photos" --precision bf16 --quiet --out "$OUT/photo-64"
+fi
 step demo 60 flowinv-fast demo --out "$OUT/demo"
 exit $failed
