@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flowinv_fast import ArgumentError
+from flowinv_fast import ArgumentError, available_flows, cli, load_flow
 from flowinv_fast.cli import main
 from flowinv_fast.experiments import runner
 from flowinv_fast.experiments.config import TASKS, ReproduceConfig
 from flowinv_fast.experiments.demo import run_demo
+from flowinv_fast.flows import train
+from flowinv_fast.flows.presets import PRESETS
 from flowinv_fast.generators import load_generator
 
 
@@ -56,8 +59,6 @@ def test_errors_are_one_line_and_code_2(capsys, tmp_path):
 
 def test_train_from_the_command_line(tmp_path):
     """A few steps on a .npy array, in a process of its own, leave loadable weights."""
-    from flowinv_fast import load_flow
-
     np.save(tmp_path / "x.npy", np.random.default_rng().integers(0, 256, (64, 8, 8), np.uint8))
     command = [
         sys.executable, "-m", "flowinv_fast.cli", "train", "--data", str(tmp_path / "x.npy"),
@@ -68,6 +69,117 @@ def test_train_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "bits/dim" in done.stdout
     assert load_flow(tmp_path / "run" / "flow.safetensors").shape == (1, 8, 8)
+
+
+def make_pictures(folder, levels, size=(96, 80)) -> None:
+    """Numbered pictures of random pixels around these grey levels."""
+    folder.mkdir(parents=True)
+    for i, level in enumerate(levels):
+        pixels = np.random.default_rng().integers(level, level + 6, (*size[::-1], 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_train_a_preset_and_load_it_by_name(tmp_path, monkeypatch, capsys):
+    """A few steps on crops of a folder with the parts train and test, kept in the user's folder."""
+    name = "photo-64-small"
+    monkeypatch.setenv("FLOWINV_DATA", str(tmp_path / "own"))
+    monkeypatch.setattr(cli, "HELD_OUT_CROPS", 20)
+    make_pictures(tmp_path / "photos" / "train", [20, 120, 220])
+    make_pictures(tmp_path / "photos" / "test", [70])
+    assert main(["train", name, "--data", str(tmp_path / "photos"), "--hidden", "4", "--blocks",
+                 "1", "--batch", "2", "--epochs", "0.001", "--quiet"]) == 0  # fmt: skip
+    file = tmp_path / "own" / name / "flow.safetensors"
+    assert "on 20 held-out images" in capsys.readouterr().out and file.is_file()
+    flow = load_flow(file if name in available_flows() else name)
+    config, preset = flow.config.to_dict(), PRESETS[name].flow.to_dict()
+    assert config == preset | {"hidden": 4, "blocks": 1} and flow.info["step"] == 5
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list:
+    """What a Trainer, which does nothing, was made of."""
+    made = []
+
+    class Idle:
+        rank = 0
+
+        def __init__(self, *given):
+            made.append(given)
+
+        def run(self, *given):
+            return {"bits_per_dim": 1.0, "held_out_images": 1, "epoch": 1}
+
+    monkeypatch.setattr(train, "Trainer", Idle)
+    return made
+
+
+def test_the_last_tenth_of_a_folder_is_held_out(tmp_path, trained):
+    """In the order of the numbers: 10.png comes after 9.png, not after 1.png."""
+    make_pictures(tmp_path / "x", range(0, 240, 8), (8, 8))
+    assert (
+        main(["train", "--data", str(tmp_path / "x"), "--size", "1", "8", "8", "--out", "y"]) == 0
+    )
+    (_, _, images, held_out, *_) = trained[0]
+    levels = [[int(i.min()) // 8 for i in part] for part in (images.images, held_out)]
+    assert levels == [list(range(27)), [27, 28, 29]]
+
+
+def test_parts_of_a_folder_are_told_apart(tmp_path, trained):
+    make_pictures(tmp_path / "x" / "train", [10, 20])
+    make_pictures(tmp_path / "x" / "val", [200])
+    for more in (["--crops"], []):
+        options = ["--size", "3", "16", "16", "--out", "y", *more]
+        assert main(["train", "--data", str(tmp_path / "x"), *options]) == 0
+    for _, _, images, held_out, *_ in trained:
+        assert images.batch(0, 2).max() < 30 and held_out.min() >= 190
+    assert [type(given[2]).__name__ for given in trained] == ["Crops", "Stored"]
+
+
+def test_options_change_a_preset(tmp_path, trained):
+    np.save(tmp_path / "x.npy", np.zeros((20, 28, 28), np.uint8))
+    call = ["train", "mnist-28", "--data", str(tmp_path / "x.npy"), "--out", "y"]
+    assert main(call) == 0
+    more = [
+        "--hidden",
+        "8",
+        "--gain-lr",
+        "0.5",
+        "--precision",
+        "bf16",
+        "--recompute",
+        "--bits",
+        "5",
+    ]
+    assert main([*call, *more]) == 0
+    preset = PRESETS["mnist-28"]
+    assert trained[0][:2] == (preset.flow, preset.train)
+    assert trained[1][:2] == (
+        replace(preset.flow, hidden=8, bits=5),
+        replace(preset.train, gain_lr=0.5, precision="bf16", recompute=True),
+    )
+
+
+BAD_TRAIN = {
+    "unknown": (["photo-65", "--out", "y"], "PRESET: expected one of"),
+    "nowhere": ([], "--out: expected a folder, got none"),
+    "preset-crops": (["photo-64"], "--held-out: expected a folder of other photographs"),
+    "crops": (["--crops", "--out", "y"], "--held-out: expected a folder of other photographs"),
+    "generator": (["mnist-28", "--model", "vae"], "PRESET: expected none for a vae"),
+    "fraction": (["--out", "y", "--held-out-fraction", "1"], "--held-out-fraction: expected"),
+    "start": (["--out", "y", "--start", "photo-65"], "name_or_path: expected a file or one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAIN)
+def test_bad_trainings_are_one_line_and_code_2(tmp_path, monkeypatch, trained, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWINV_DATA", str(tmp_path / "own"))
+    make_pictures(tmp_path / "x", range(10))
+    arguments, words = BAD_TRAIN[case]
+    assert main(["train", *arguments, "--data", "x"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("flowinv-fast train: ") and words in line
+    assert not trained and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("model", ["dcgan", "vae"])

@@ -124,9 +124,9 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx, x: Tensor, logdet: Tensor, couplings: Sequence[AffineCoupling], *parameters):
         x, logdet = x.clone(memory_format=torch.contiguous_format), logdet.clone()
         for coupling in couplings:
-            # Folds the weights anew: fused optimisers change them without a new version.
             if coupling.mixing is not None:
                 x, logdet = coupling.mixing.encode(x, logdet)
+            # Folds the weights anew: fused optimisers change them without a new version.
             with torch.enable_grad():
                 raw = coupling._raw(x).detach()
             ops.affine_coupling_encode_(x, raw, coupling.gain, logdet, coupling.mask)

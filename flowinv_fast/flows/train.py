@@ -222,7 +222,8 @@ class Trainer:
         share = config.batch // self.world
         first = self.rank * share
         x = self._floats(self.source.batch(self.step, config.batch, slice(first, first + share)))
-        # Philox blocks of four numbers, image after image: the same in any number of processes.
+        # Philox blocks of four numbers, image after image: the same in any number of processes
+        # where an image has a multiple of four.
         blocks = math.ceil(x[:1].numel() / 4)
         x = self.flow.dequantise(x, config.seed, (self.step * config.batch + first) * blocks)
         for group, factor in zip(self.optimiser.param_groups, (1.0, config.gain_lr)):
