@@ -105,7 +105,7 @@ def open_pictures(function: str, argument: str, folder: str | os.PathLike) -> It
     files = [p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES]
     require(len(files) > 0, function, argument, "a folder with pictures", str(folder))
     by_number = lambda path: [
-        (not part.isdigit(), int(part) if part.isdigit() else 0, part)
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
         for part in re.split(r"(\d+)", str(path))
     ]
     for file in sorted(files, key=by_number):

@@ -126,8 +126,7 @@ class _Recomputed(torch.autograd.Function):
         for coupling in couplings:
             if coupling.mixing is not None:
                 x, logdet = coupling.mixing.encode(x, logdet)
-            # Folds the weights anew: fused optimisers change them without a new version.
-            with torch.enable_grad():
+            with torch.enable_grad():  # the very arithmetic of the backward pass
                 raw = coupling._raw(x).detach()
             ops.affine_coupling_encode_(x, raw, coupling.gain, logdet, coupling.mask)
         ctx.couplings = couplings

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class WeightNormConv2d(nn.Module):
     """Convolution with weight ``gain * direction / |direction|`` per output channel.
 
-    Salimans and Kingma, 2016. ``gain`` is what the weight-norm penalty acts on. While no gradient
-    to the weights is wanted, the folded weight is computed once and kept.
+    Salimans and Kingma, 2016. ``gain`` is what the weight-norm penalty acts on. The folded weight
+    of parameters that need no gradient is computed once and kept; of others it is not, since fused
+    optimisers change them without a new version.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, gain: float = math.sqrt(2)):
@@ -25,7 +26,7 @@ class WeightNormConv2d(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight, (outputs, inputs, kernel, kernel)."""
-        if torch.is_grad_enabled() and (self.direction.requires_grad or self.gain.requires_grad):
+        if self.direction.requires_grad or self.gain.requires_grad:
             return self._fold()
         key = (self.direction._version, self.gain._version, self.direction.data_ptr())
         if self._folded is None or self._folded[0] != key:

@@ -247,7 +247,6 @@ class Trainer:
             return math.nan
         self.bad_steps = 0
         self.optimiser.step()
-        torch.autograd.graph.increment_version(self.flow.parameters())  # fused Adam does not
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             parameters = list(self.flow.parameters())
