@@ -18,7 +18,6 @@ MNIST: the folder with the four IDX files; held out are the first 1000 test imag
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,92 +25,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-import torch.nn.functional as F
 from harness import conditions, write
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowinv_fast.data import Crops, load_images
 from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.flows.coupling import AffineCoupling
-from flowinv_fast.flows.train import TrainConfig, Trainer, _LogProb
-
-
-class Mix(nn.Module):
-    """An invertible 1x1 convolution, W = P L (U + diag(sign exp(log_size))): P is fixed, L unit
-    lower and U strictly upper triangular. log|det| = H W sum(log_size)."""
-
-    def __init__(self, channels: int, start: str):
-        super().__init__()
-        weight = torch.eye(channels)
-        if start == "rotation":
-            weight = torch.linalg.qr(torch.randn(channels, channels))[0]
-        permutation, lower, upper = torch.linalg.lu(weight)
-        self.register_buffer("permutation", permutation)
-        self.register_buffer("sign", upper.diagonal().sign())
-        self.lower, self.upper = nn.Parameter(lower), nn.Parameter(upper)
-        self.log_size = nn.Parameter(upper.diagonal().abs().log())
-
-    def weight(self) -> Tensor:
-        lower = self.lower.tril(-1) + torch.eye(len(self.lower), device=self.lower.device)
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_size.exp())
-        return self.permutation @ lower @ upper
-
-    def forward(self, h: Tensor, inverse: bool = False) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):
-            weight = self.weight().inverse() if inverse else self.weight()
-            return F.conv2d(h, weight[:, :, None, None])
-
-
-class MixedCoupling(AffineCoupling):
-    """A coupling after a 1x1 convolution."""
-
-    def __init__(self, start: str, channels: int, *arguments):
-        super().__init__(channels, *arguments)
-        self.mix = Mix(channels, start)
-
-    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        logdet = logdet + x[0, 0].numel() * self.mix.log_size.sum().to(logdet.dtype)
-        return super().encode(self.mix(x), logdet)
-
-    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        x, logdet = super().decode(z, logdet)
-        logdet = logdet - x[0, 0].numel() * self.mix.log_size.sum().to(logdet.dtype)
-        return self.mix(x, inverse=True), logdet
-
-
-class Glow(RealNVP):
-    """RealNVP with a 1x1 convolution before every channel coupling."""
-
-    def __init__(self, config: RealNVPConfig, start: str):
-        self.start = start
-        super().__init__(config)
-
-    def _couplings(self, channels: int, kind: str, last: bool) -> nn.ModuleList:
-        couplings = super()._couplings(channels, kind, last)
-        if kind == "checkerboard":
-            return couplings
-        own = (channels, self.config.hidden, self.config.blocks)
-        return nn.ModuleList(MixedCoupling(self.start, *own, c.mask) for c in couplings)
+from flowinv_fast.flows.train import TrainConfig, Trainer
 
 
 class Run(Trainer):
-    """A trainer that writes no files, of a RealNVP or, with ``mix``, of a Glow."""
+    """A trainer that writes no files; whatever the variant, the couplings start the same."""
 
     def __init__(self, flow: RealNVPConfig, config: TrainConfig, source, held_out: Tensor,
-                 mix: str | None = None):  # fmt: skip
+                 identity: bool = False):  # fmt: skip
         with TemporaryDirectory() as folder:
             super().__init__(flow, config, source, held_out, folder, progress=False)
-        if mix is None:
-            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            glow = Glow(flow, mix)
-        glow.load_state_dict(self.flow.state_dict(), strict=False)  # all else starts the same
-        self.flow, self.average = glow, copy.deepcopy(glow).requires_grad_(False)
-        gains = [coupling.gain for coupling in glow.couplings()]
-        others = [p for p in glow.parameters() if all(p is not g for g in gains)]
-        self.optimiser = torch.optim.Adam([{"params": others}, {"params": gains}], fused=True)
-        self.log_prob = _LogProb(glow)
+            plain = RealNVP(replace(flow, mixing=False))
+        plain.location, plain.spread = self.flow.location, self.flow.spread
+        self.flow.load_state_dict(plain.state_dict(), strict=False)
+        if identity:
+            start_at_identity(self.flow)
+        self.average.load_state_dict(self.flow.state_dict())
 
     def train_until(self, seconds: float) -> None:
         """Train until it has trained for so long in all."""
@@ -134,6 +70,16 @@ class Run(Trainer):
             return (self.average.decode(self.average.encode(x)[0])[0] - x).abs().max().item()
 
 
+@torch.no_grad()
+def start_at_identity(flow: RealNVP) -> None:
+    """The 1x1 convolutions at the identity instead of a rotation."""
+    for mixing in (c.mixing for c in flow.couplings() if c.mixing is not None):
+        mixing.permutation.copy_(torch.eye(len(mixing.sign)))
+        mixing.sign.fill_(1)
+        for parameter in mixing.parameters():
+            parameter.zero_()
+
+
 @dataclass
 class Study:
     """A data set with its default recipe and the changes to compare."""
@@ -145,7 +91,11 @@ class Study:
     variants: dict[str, dict]
 
 
-MIXES = {"plain": {}, "1x1 rotation": {"mix": "rotation"}, "1x1 identity": {"mix": "identity"}}
+MIXES = {
+    "plain": {},
+    "1x1 rotation": {"mixing": True},
+    "1x1 identity": {"mixing": True, "identity": True},
+}
 GAIN = {"gain_lr 1": {"gain_lr": 1.0}}
 
 
@@ -176,11 +126,11 @@ def photos(folder: str) -> Study:
 
 def start(study: Study, changes: dict, seed: int) -> Run:
     changes = dict(changes)
-    mix = changes.pop("mix", None)
+    identity = changes.pop("identity", False)
     in_flow = {k: changes.pop(k) for k in list(changes) if hasattr(study.flow, k)}
     return Run(
         replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes),
-        study.images(seed), study.held_out, mix,
+        study.images(seed), study.held_out, identity,
     )  # fmt: skip
 
 
