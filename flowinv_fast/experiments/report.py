@@ -193,6 +193,8 @@ def _beyond(result: dict, extras: dict[str, np.ndarray], folder: Path) -> str:
               ("error of the mean", np.abs(extras["mean"] - extras["truth"]) / top)]  # fmt: skip
     _strips(strips, folder / "posterior.png")
     text += _embedded(folder / "posterior.png")
+    if not bound["images"]:
+        return text + "<p>Theorem 4.1 is not estimated for images of this size.</p>"
     text += (
         "<h2>Beyond the paper: Theorem 4.1</h2><p>Denoising with Gaussian noise of standard "
         f"deviation {bound['std']}: ||x - x*|| &le; ||delta|| / (1 + mu std^2), with mu, the "

@@ -192,7 +192,7 @@ def _digits(digits: Tensor, shape: tuple[int, int, int]) -> Problem:
         seen, ours = 0.5 * digits, {"restarts": 2}
     else:
         law = noise.PlacedFlow(flow, torch.tensor(_PLACES), 0.01, scale=0.5)
-        drawn, ours = PlacedDigits(digits, law), {"strategy": "adam", "lr": 0.1}
+        drawn, ours = PlacedDigits(digits, law), {"strategy": "adam", "lr": 0.2}
         seen = drawn.sample((256, *shape), torch.Generator().manual_seed(0))
     return Problem(
         "digits", "", {}, halves, law, drawn, lambda y: 2 * y,
@@ -231,10 +231,14 @@ def _one_bit(m: int, level: float, most: int, shape: tuple[int, int, int], seed:
     at = {"measurements m": m} if level == 1 else {}
     if m == most:
         at["noise level"] = level
+    # Signs of a large image leave pixels free that only the coarse latents reach.
+    ours = {"method": "map_image", "tempering": 0.1, "lr": 0.05}
+    if shape != SHAPE:
+        ours = {"method": "map_latent", "strategy": "adam", "tempering": 0.1, "lr": 0.1}
     return Problem(
         "cs-1bit", f"m = {m}" + ("" if level == 1 else f", level = {level:g}"), at, operator, law,
         law, operator.guess, law.std_like(torch.zeros(1, m)), law.mean,
-        (operator.linear, operator.adjoint), {"method": "map_image", "tempering": 0.1, "lr": 0.05},
+        (operator.linear, operator.adjoint), ours,
     )  # fmt: skip
 
 
