@@ -258,7 +258,8 @@ def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
         "--out",
         metavar="FOLDER",
         help="for weights, state, log and samples (default with a "
-        "preset: ~/.local/share/flowinv_fast/PRESET, where load_flow finds it by name)",
+        "preset: ~/.local/share/flowinv_fast/PRESET, where load_flow finds it by name, unless a "
+        "shipped flow has that name)",
     )
     add("--size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size for a folder")
     add("--crops", action="store_true", help="random crops of the pictures of a folder")
@@ -328,7 +329,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from .data import load_images
     from .errors import require
-    from .flows import load_flow
+    from .flows import available_flows, load_flow
     from .flows.presets import PRESETS, Preset
     from .flows.realnvp import RealNVPConfig
     from .flows.train import TrainConfig, Trainer
@@ -336,11 +337,14 @@ def _train(arguments: argparse.Namespace) -> int:
     name = arguments.preset
     require(name is None or name in PRESETS, "train", "PRESET", f"one of {list(PRESETS)}", name)
     preset = PRESETS.get(name) or Preset("", RealNVPConfig((1, 28, 28)), TrainConfig())
-    require(name or arguments.out, "train", "--out", "a folder", "none")
+    require(name is None or arguments.model == "realnvp", "train", "PRESET",
+            f"none for a {arguments.model}", name)  # fmt: skip
+    shipped = name in available_flows()
+    wanted = f"a folder (a flow named {name} is shipped)" if shipped else "a folder"
+    require(arguments.out or name and not shipped, "train", "--out", wanted, "none")
     out = arguments.out or user_folder() / name
     if arguments.model != "realnvp":
-        require(name is None, "train", "PRESET", f"none for a {arguments.model}", name)
-        return _train_generator(arguments, load_images(arguments.data, arguments.size))
+        return _train_generator(arguments, load_images(_split(arguments)[0], arguments.size))
     size = arguments.size or (preset.flow.shape if name else None)
     seed = getattr(arguments, "seed", preset.train.seed)
     images, held_out = _training_images(arguments, preset, size, seed)
@@ -374,15 +378,33 @@ def _place(device: str | None) -> tuple[str, bool]:
     """Where this process computes, and whether torchrun started it beside others."""
     import torch
 
+    from .errors import require
+
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _processes() == 1:
         return device, False
+    require(device in ("cpu", "cuda"), "train", "--device", "cpu or cuda beside others", device)
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return device, True
+
+
+def _processes() -> int:
+    """How many torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _split(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Where the training images are, and the held-out ones, if these lie apart."""
+    data, held_out = Path(arguments.data), arguments.held_out
+    names = ("test", "val", "valid", "validation")
+    parts = [data / name for name in names if (data / name).is_dir()]
+    if parts and (data / "train").is_dir():
+        data, held_out = data / "train", held_out or parts[0]
+    return data, held_out and Path(held_out)
 
 
 def _training_images(
@@ -392,11 +414,7 @@ def _training_images(
     from .data import Crops, Stored, load_images
     from .errors import require
 
-    data, held_out = Path(arguments.data), arguments.held_out
-    if held_out is None and (data / "train").is_dir():
-        parts = [data / n for n in ("test", "val", "valid", "validation") if (data / n).is_dir()]
-        if parts:
-            data, held_out = data / "train", parts[0]
+    data, held_out = _split(arguments)
     if arguments.crops or preset.crops:
         require(
             held_out is not None,
@@ -419,9 +437,12 @@ def _training_images(
 
 
 def _train_generator(arguments: argparse.Namespace, images: Tensor) -> int:
+    from .errors import require
     from .generators.nets import GeneratorConfig
     from .generators.train import GeneratorTraining, train_generator
 
+    require(_processes() == 1, "train", "--model", "realnvp in several processes",
+            arguments.model)  # fmt: skip
     config = GeneratorConfig(
         tuple(images.shape[1:]), arguments.model, arguments.latent_dim, arguments.width
     )

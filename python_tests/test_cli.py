@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowinv_fast import ArgumentError, available_flows, cli, load_flow
+from flowinv_fast import ArgumentError, cli, load_flow
 from flowinv_fast.cli import main
 from flowinv_fast.experiments import runner
 from flowinv_fast.experiments.config import TASKS, ReproduceConfig
@@ -81,7 +81,7 @@ def make_pictures(folder, levels, size=(96, 80)) -> None:
 
 def test_train_a_preset_and_load_it_by_name(tmp_path, monkeypatch, capsys):
     """A few steps on crops of a folder with the parts train and test, kept in the user's folder."""
-    name = "photo-64-small"
+    name = "photo-64"
     monkeypatch.setenv("FLOWINV_DATA", str(tmp_path / "own"))
     monkeypatch.setattr(cli, "HELD_OUT_CROPS", 20)
     make_pictures(tmp_path / "photos" / "train", [20, 120, 220])
@@ -90,7 +90,7 @@ def test_train_a_preset_and_load_it_by_name(tmp_path, monkeypatch, capsys):
                  "1", "--batch", "2", "--epochs", "0.001", "--quiet"]) == 0  # fmt: skip
     file = tmp_path / "own" / name / "flow.safetensors"
     assert "on 20 held-out images" in capsys.readouterr().out and file.is_file()
-    flow = load_flow(file if name in available_flows() else name)
+    flow = load_flow(name)
     config, preset = flow.config.to_dict(), PRESETS[name].flow.to_dict()
     assert config == preset | {"hidden": 4, "blocks": 1} and flow.info["step"] == 5
 
@@ -162,6 +162,7 @@ def test_options_change_a_preset(tmp_path, trained):
 BAD_TRAIN = {
     "unknown": (["photo-65", "--out", "y"], "PRESET: expected one of"),
     "nowhere": ([], "--out: expected a folder, got none"),
+    "shipped": (["photo-64-small"], "--out: expected a folder (a flow named photo-64-small is"),
     "preset-crops": (["photo-64"], "--held-out: expected a folder of other photographs"),
     "crops": (["--crops", "--out", "y"], "--held-out: expected a folder of other photographs"),
     "generator": (["mnist-28", "--model", "vae"], "PRESET: expected none for a vae"),

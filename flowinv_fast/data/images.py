@@ -169,13 +169,13 @@ def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
 
 
 def sample_images(name: str, count: int | None = None) -> Tensor:
-    """Shipped test images: the first of the paper's selection of a test set.
+    """Shipped test images: the first of the paper's selection, or crops of test photographs.
 
     Args:
-        name: "fashion-28" or "mnist-28".
+        name: "fashion-28", "mnist-28" or "photo-64".
         count: how many, at most 32; None is all 32.
     Returns:
-        float32 (count, 1, 28, 28) in [0, 1].
+        float32 (count, 1, 28, 28) or (count, 3, 64, 64) in [0, 1].
     Raises:
         ArgumentError: an unknown name.
     """

@@ -67,14 +67,15 @@ class Crops:
     """Square crops of photographs, drawn anew at every step.
 
     A photograph is resized so that its shorter side has each of ``sides`` pixels (never enlarged);
-    a crop is a window of it, its photograph and side, its place and its left-right flip drawn
+    a crop is a window of one of these pictures, which one, its place and its left-right flip drawn
     uniformly by counter-based random numbers: (seed, step) fix a batch. All sides of all
     photographs lie in memory, on the device where crops are wanted.
 
     Args:
         folder: pictures, searched recursively in sorted order.
         size: (C, H, W) of a crop, C 1 or 3.
-        sides: shorter sides in pixels; those below the crop's are refused.
+        sides: shorter sides in pixels, none below the crop's; by default 1, 1.5, 2, 3 and 4 times
+            its longer side.
         epoch: crops that count as an epoch.
         flips: mirror half of the crops.
         seed: of everything drawn, below 2^40.
@@ -86,16 +87,19 @@ class Crops:
         self,
         folder: str | os.PathLike,
         size: tuple[int, int, int] = (3, 64, 64),
-        sides: tuple[int, ...] = (64, 96, 128, 192, 256),
+        sides: tuple[int, ...] | None = None,
         epoch: int = 10_000,
         flips: bool = True,
         seed: int = 0,
     ):
-        self.shape, self.sides = tuple(size), tuple(sides)
+        self.shape = tuple(size)
         self.epoch, self.flips, self.seed = epoch, flips, seed
         good = len(self.shape) == 3 and self.shape[0] in (1, 3) and min(self.shape) >= 1
         require(good, "Crops", "size", "(C, H, W), C 1 or 3", size)
         least = max(self.shape[1:])
+        if sides is None:
+            sides = tuple(math.ceil(k * least / 2) for k in (2, 3, 4, 6, 8))
+        self.sides = tuple(sides)
         good = len(self.sides) > 0 and all(is_whole(s, least) for s in self.sides)
         require(good, "Crops", "sides", f"integers of at least {least}", sides)
         require(is_whole(epoch, 1), "Crops", "epoch", "an integer of at least 1", epoch)
@@ -106,7 +110,7 @@ class Crops:
                 windows.append((start, height, width))
                 pixels.append(level.reshape(-1, self.shape[0]))
                 start += height * width
-        self.pictures = len(windows)
+        self.levels = len(windows)
         self._pixels = torch.from_numpy(np.concatenate(pixels))
         self._windows = torch.tensor(windows)
 
@@ -156,7 +160,7 @@ class Crops:
 
     def describe(self) -> dict:
         """What must agree for a run to be continued."""
-        return {"crops_of": self.pictures, "sides": self.sides, "flips": self.flips,
+        return {"crops_of": self.levels, "sides": self.sides, "flips": self.flips,
                 "epoch": self.epoch}  # fmt: skip
 
 

@@ -282,6 +282,8 @@ def _pair(
     pool = _collection(tuning, signal)
     left = np.arange(len(pool))
     if Path(tuning).samefile(test):
+        require(not signal.crops, "reproduce", "tuning_file", "other photographs than test_file",
+                tuning)  # fmt: skip
         left = np.setdiff1d(left, _selected(signal))
     wanted = f"{config.tuning_images} images outside the test set"
     require(len(left) >= config.tuning_images, "reproduce", "tuning_file", wanted, len(left))
@@ -290,10 +292,12 @@ def _pair(
 
 
 def _collection(path: str | Path, signal: Signal) -> Tensor:
-    """The images of a file or folder; of photographs as many crops as the paper's test set has."""
+    """The images of a file or folder; of photographs as many crops as the paper's test set has, of
+    faces the last ones, which training holds out."""
     if signal.crops and Path(path).is_dir():
         return Crops(path, signal.shape).take(signal.selection[0], 1)
-    return load_images(path, signal.shape)
+    images = load_images(path, signal.shape)
+    return images if signal.images else images[-signal.selection[0] :]
 
 
 def _selected(signal: Signal) -> np.ndarray:

@@ -28,7 +28,8 @@ ROUND_TRIPS = 256
 _BATCH = 64
 _HELD_OUT = "held-out images"
 _TRAINING = {
-    "data": "data", "train_images": "images", "epoch": "epochs", "seconds": "seconds",
+    "data": "data", "start": "began at", "train_images": "images", "epoch": "epochs",
+    "seconds": "seconds",
     "hardware": "hardware", "command": "command", "train_config": "settings", "torch": "torch",
     "licence": "licence",
 }  # fmt: skip
@@ -176,7 +177,8 @@ def card_page(facts: dict) -> str:
         "unbounded": "unbounded: all of R^n",
     }[made["support"]]
     flow = {
-        "architecture": f"RealNVP, {made['scales']} scales, {made['couplings']} couplings",
+        "architecture": f"RealNVP, {made['scales']} scales, {made['couplings']} couplings"
+        + (", invertible 1x1 convolutions" if made["mixing"] else ""),
         "conditioners": f"{made['blocks']} residual blocks of {made['hidden']} channels",
         "parameters": f"{made['parameters']:,}",
         "images": f"{' x '.join(map(str, made['shape']))}, {made['bits']} bits",
@@ -184,6 +186,10 @@ def card_page(facts: dict) -> str:
         "noise in training": noise,
     }
     training = {label: trained[key] for key, label in _TRAINING.items() if key in trained}
+    if "began at" in training:
+        began = training["began at"]
+        told = {k: began[k] for k in ("epoch", "seconds", "bits_per_dim") if k in began}
+        training["began at"] = ", ".join(f"{k} {v}" for k, v in told.items()) or "other weights"
     if "command" in training:
         training["command"] = f"`{training['command']}`"
     finite = f"finite for {trip['latents_finite']} of {trip['latents']}"

@@ -53,7 +53,7 @@ class AffineCoupling(nn.Module):
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to the same shape; logdet (B,) grows by log|det dz/dx|.
 
-        Without gradients both arguments are overwritten where they are contiguous.
+        Without gradients both arguments may be overwritten.
         """
         if self.mixing is not None:
             x, logdet = self.mixing.encode(x, logdet)

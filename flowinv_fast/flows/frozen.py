@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .. import _backend, ops
 from ..errors import require
 from ._tensors import check_tensor
+from .nets import conditioner_precision
 
 if TYPE_CHECKING:
     from .realnvp import RealNVP, RealNVPConfig
@@ -66,6 +67,7 @@ class FrozenFlow:
             self._pack(flow)
         else:
             self._flow = copy.deepcopy(flow).to(device).eval().requires_grad_(False)
+            self._flow.recompute = False
             self.weight_bytes = sum(4 * p.numel() for p in self._flow.parameters())
 
     def _pack(self, flow: RealNVP) -> None:
@@ -151,8 +153,7 @@ class FrozenFlow:
         )
 
     def _plain(self, transform, variable: Tensor) -> tuple[Tensor, Tensor]:
-        bf16 = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with conditioner_precision(self.precision, self.device):
             return transform(variable)
 
     # -- the engine ---------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,7 +30,8 @@ class ChannelMixing(nn.Module):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """L and U, unit and full diagonals."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.sign)).to(self.lower)
+        like = self.lower
+        lower = like.tril(-1) + torch.eye(len(like), dtype=like.dtype, device=like.device)
         return lower, self.upper.triu(1) + torch.diag(self.sign * self.log_size.exp())
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ class ChannelMixing(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             lower, upper = self._factors()
             weight = self.permutation @ lower @ upper
-            z = F.conv2d(x, weight[:, :, None, None]).contiguous()
+            z = torch.einsum("oc,bchw->bohw", weight, x).contiguous()
         return z, logdet + x.shape[2] * x.shape[3] * self.log_size.sum()
 
     def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class ChannelMixing(nn.Module):
             solve = torch.linalg.solve_triangular
             inverse = solve(lower, self.permutation.T, upper=False, unitriangular=True)
             inverse = solve(upper, inverse, upper=True)
-            x = F.conv2d(z, inverse[:, :, None, None]).contiguous()
+            x = torch.einsum("oc,bchw->bohw", inverse, z).contiguous()
         return x, logdet - z.shape[2] * z.shape[3] * self.log_size.sum()
 
     def encode_backward(
@@ -59,6 +59,9 @@ class ChannelMixing(nn.Module):
         x = self.decode(z, torch.zeros_like(grad_logdet))[0].detach().requires_grad_()
         weights = [p for p in self.parameters() if p.requires_grad]
         with torch.enable_grad():
-            again = self.encode(x, torch.zeros_like(grad_logdet))
-        grad, *grads = torch.autograd.grad(again, [x, *weights], [grad, grad_logdet])
-        return x.detach(), grad, dict(zip(map(id, weights), grads))
+            again, logdet = self.encode(x, torch.zeros_like(grad_logdet))
+        outputs, grads = [again], [grad]
+        if logdet.requires_grad:
+            outputs, grads = [again, logdet], [grad, grad_logdet]
+        grad, *own = torch.autograd.grad(outputs, [x, *weights], grads)
+        return x.detach(), grad, dict(zip(map(id, weights), own))

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def conditioner_precision(name: str, device: torch.device) -> Iterator[None]:
+    """What convolutions multiply in: fp32, tf32 (CUDA) or bf16."""
+    kept = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = kept
 
 
 class WeightNormConv2d(nn.Module):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ..data.sources import Crops, Stored
 from ..errors import ArgumentError, SolverError, is_whole, require
 from .frozen import PRECISIONS
 from .io import save_flow
+from .nets import conditioner_precision
 from .realnvp import RealNVP, RealNVPConfig
 
 
@@ -136,6 +135,8 @@ class Trainer:
         require(self.world == 1 or len(images) >= config.batch, "Trainer", "batch",
                 f"at most the {len(images)} images", config.batch)  # fmt: skip
         self.info, self.progress = dict(info or {}), progress and self.rank == 0
+        if start is not None:
+            self.info["start"] = start.info
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -182,7 +183,8 @@ class Trainer:
             evaluate_every: epochs between evaluations.
             save_minutes: what a killed run loses at most.
         Returns:
-            The last evaluation. Ctrl-C stops cleanly, keeping what was learnt.
+            The last evaluation. Ctrl-C stops cleanly, keeping what was learnt; beside other
+            processes what was saved last.
         """
         started = mark = saved = time.perf_counter()
         period = max(1, round(evaluate_every * self.steps_per_epoch))
@@ -205,6 +207,8 @@ class Trainer:
                         self._save_state()
                     mark = saved = time.perf_counter()
         except KeyboardInterrupt:
+            if self.together:  # the others may be elsewhere: the last saved state is what stays
+                raise
             bar.write("interrupted: saving")
         bar.close()
         return self.evaluate()
@@ -228,12 +232,12 @@ class Trainer:
         x = self.flow.dequantise(x, config.seed, (self.step * config.batch + first) * blocks)
         for group, factor in zip(self.optimiser.param_groups, (1.0, config.gain_lr)):
             group["lr"] = factor * self._lr()
-        with self._precision():
+        with conditioner_precision(config.precision, self.device):
             log_prob = self.log_prob(x)
         bits = self.flow.bits_per_dim(log_prob.detach()).mean()
         loss = -log_prob.mean() + config.penalty * self.flow.weight_norm_penalty()
         self.optimiser.zero_grad(set_to_none=True)
-        with self._precision():
+        with conditioner_precision(config.precision, self.device):
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), config.max_grad_norm)
         self.step += 1
@@ -253,18 +257,6 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
         return bits.item()
 
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        """What the conditioners multiply in; everything outside them is float32."""
-        name = self.config.precision
-        kept = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = name == "tf32"
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=name == "bf16"):
-                yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = kept
-
     def _lr(self) -> float:
         halvings = math.floor(self.step / self.steps_per_epoch / self.config.halve_every)
         return self.config.lr * 0.5**halvings * min(1, (self.step + 1) / (self.config.warmup + 1))
@@ -277,7 +269,10 @@ class Trainer:
 
     def evaluate(self, batch: int = 250) -> dict:
         """Held-out bits/dim of the averaged weights; writes weights, state, samples and log."""
-        result = [self._evaluate(batch) if self.rank == 0 else None]
+        result = [None]
+        if self.rank == 0:
+            with conditioner_precision("fp32", self.device):
+                result = [self._evaluate(batch)]
         if self.together:
             dist.broadcast_object_list(result, 0)
         return result[0]
@@ -316,7 +311,7 @@ class Trainer:
 
     def _identity(self) -> str:
         """What must agree for a state to be continued; epochs may be extended."""
-        options = {k: v for k, v in asdict(self.config).items() if k not in ("epochs", "compile")}
+        options = {k: v for k, v in asdict(self.config).items() if k not in _FREE}
         return json.dumps([self.flow.config.to_dict(), options, self.source.describe()])
 
     def _save_state(self) -> None:
@@ -355,6 +350,10 @@ class Trainer:
             index, name = key.split(".")
             adam["state"].setdefault(int(index), {})[name] = value
         self.optimiser.load_state_dict(adam)
+
+
+# Options that may change when a run goes on: none of them changes what is learnt.
+_FREE = ("epochs", "recompute", "compile")
 
 
 class _LogProb(nn.Module):

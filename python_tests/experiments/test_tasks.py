@@ -356,12 +356,20 @@ def test_the_papers_colour_selection(tmp_path):
     faces = SIGNALS["celeba-hq-64"]
     chosen = places(paper_selection("test_file", tmp_path / "faces.npy", 100, faces))
     assert chosen[:4] == [311, 1025, 1587, 2941] and sum(chosen) == 136_211
+    more = np.concatenate([np.zeros((10, 64, 64, 3), np.uint8), numbered])
+    np.save(tmp_path / "more.npy", more)  # training holds out the last 3,000
+    assert places(paper_selection("test_file", tmp_path / "more.npy", 100, faces)) == chosen
     (tmp_path / "photographs").mkdir()
     noise = np.random.default_rng().integers(0, 256, (80, 90, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photographs" / "a.png")
     crops = paper_selection("test_file", tmp_path / "photographs", 5, SIGNALS["photo-64"])
     assert crops.shape == (5, 3, 64, 64)
     assert_names("test_file", lambda: ReproduceConfig(signal="celeba-hq-64"))
+    files = {name: str(tmp_path / "photographs") for name in ("test_file", "tuning_file")}
+    config = ReproduceConfig(("digits",), "photo-64", 5, 2, **files)
+    assert_names("tuning_file", lambda: Images.of(config))
+    short = replace(config, signal="celeba-hq-64").shortened()
+    assert short.test_file == files["test_file"] and not config.shortened().test_file
 
 
 def test_resizing_keeps_the_mean_and_repeats_channels():

@@ -73,6 +73,19 @@ def test_recomputed_flow_has_the_gradients_of_a_plain_one():
         torch.testing.assert_close(plain, again, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("frozen", ["log_size", "lower", ""])
+def test_recomputes_with_frozen_weights(frozen):
+    """Any of the weights, or all of them."""
+    flow = RealNVP(RealNVPConfig((1, 8, 8), 2, 4, 1, mixing=True)).double()
+    for name, parameter in flow.named_parameters():
+        parameter.requires_grad_(bool(frozen) and not name.endswith(frozen))
+    x, found = torch.rand(2, 1, 8, 8, dtype=torch.float64, requires_grad=True), []
+    for flow.recompute in (False, True):
+        found.append(torch.autograd.grad(flow.log_prob(x).sum(), x)[0])
+    torch.testing.assert_close(*found)
+    flow.float().freeze().log_prob(x.float()).sum().backward()
+
+
 def test_freezes_to_plain_torch_and_is_kept_on_disk(tmp_path):
     flow = RealNVP(RealNVPConfig((1, 8, 8), 2, 4, 1, mixing=True))
     save_flow(flow, tmp_path / "flow.safetensors")
