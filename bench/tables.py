@@ -437,8 +437,11 @@ def reproduction_page() -> str:
     for path in sorted(RESULTS.glob("reproduce-*/results.json")):
         result = json.loads(path.read_text())
         config = result["config"]
-        lines += [f"## {config['signal']}", ""]
+        lines += [f"## {path.parent.name.removeprefix('reproduce-')}", ""]
         lines.append(RUN.format(folder=path.parent.name, torch=result["torch"], **config))
+        picture = f"{path.parent.name.removeprefix('reproduce-')}.png"
+        if (DOCS / picture).exists():
+            lines += [f"![truth, measurement and every method]({picture})", ""]
         lines += _table([["claim", "measured"], *map(list, report.claims(result))])
         for task in dict.fromkeys(row["task"] for row in result["rows"]):
             if task != "sensitivity":
