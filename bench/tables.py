@@ -424,7 +424,7 @@ def _plan(plan: Strategy) -> str:
 
 
 RUN = """`flowinv-fast reproduce --config bench/results/{folder}/config.toml`: {images} images a
-task of the paper's selection, {steps} steps, seed {seed}, {tuning_images} images to tune each
+task {chosen}, {steps} steps, seed {seed}, {tuning_images} images to tune each
 method's one parameter on at every setting (four trials each); torch {torch}, CPU. Mean PSNR in dB
 with its 95 % interval over images, then ours minus the method, paired by image, and the chosen
 parameter.
@@ -438,7 +438,10 @@ def reproduction_page() -> str:
         result = json.loads(path.read_text())
         config = result["config"]
         lines += [f"## {path.parent.name.removeprefix('reproduce-')}", ""]
-        lines.append(RUN.format(folder=path.parent.name, torch=result["torch"], **config))
+        chosen = "of the paper's selection" if config["test_file"] else "of the shipped ones"
+        lines.append(RUN.format(
+            folder=path.parent.name, torch=result["torch"], chosen=chosen, **config
+        ))  # fmt: skip
         picture = f"{path.parent.name.removeprefix('reproduce-')}.png"
         if (DOCS / picture).exists():
             lines += [f"![truth, measurement and every method]({picture})", ""]
