@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -365,6 +366,9 @@ def _train(arguments: argparse.Namespace) -> int:
         result = trainer.run(arguments.minutes, arguments.evaluate_every, arguments.save_minutes)
     finally:
         if together:
+            # Gloo's thread takes the GIL to let go of the last tensors, and holds a lock that the
+            # end of the group wants: let it finish first, or both wait for ever.
+            time.sleep(1)
             torch.distributed.destroy_process_group()
     if trainer.rank == 0:
         print(

@@ -170,7 +170,7 @@ def test_two_processes_train_as_one(tmp_path):
     call = command(tmp_path, *options, tmp_path / "two", "--device", "cpu")
     done = subprocess.run(
         [sys.executable, *torchrun, "-m", "flowinv_fast.cli", *call],
-        env=ALONE, capture_output=True, text=True,
+        env=ALONE, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("weights in") == 1 and "Warning" not in done.stderr
