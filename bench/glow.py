@@ -30,7 +30,7 @@ from torch import Tensor
 
 from flowinv_fast.data import Crops, load_images
 from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.flows.train import TrainConfig, Trainer
+from flowinv_fast.flows.train import TrainConfig, Trainer, pixels
 
 
 class Run(Trainer):
@@ -59,14 +59,14 @@ class Run(Trainer):
     @torch.no_grad()
     def held_out_bits(self) -> float:
         """Mean bits/dim of the averaged weights, float32."""
-        x = self.average.dequantise(self._floats(self.held_out), 1)
+        x = self.average.dequantise(pixels(self.flow, self.held_out), 1)
         bits = [self.average.bits_per_dim(self.average.log_prob(part)) for part in x.split(100)]
         return torch.cat(bits).mean().item()
 
     def round_trip(self) -> float:
         """Largest |decode(encode(x)) - x| of the averaged flow, over 16 held-out images."""
         with torch.no_grad():
-            x = self.average.dequantise(self._floats(self.held_out[:16]), 1)
+            x = self.average.dequantise(pixels(self.flow, self.held_out[:16]), 1)
             return (self.average.decode(self.average.encode(x)[0])[0] - x).abs().max().item()
 
 

@@ -1,7 +1,11 @@
-"""Image quality: PSNR here, everything else from its package."""
+"""PSNR and the interval of a mean; every other measure of images is its package's."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import scipy.stats
 from torch import Tensor
 
 from .errors import require
@@ -20,3 +24,11 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
     require(same, "psnr", "x", f"shape {tuple(truth.shape)}", tuple(x.shape))
     error = (x.clamp(0, 1) - truth).square().flatten(1).mean(1)
     return -10 * error.log10()
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> float:
+    """Half width of Student's confidence interval of the mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    quantile = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)))

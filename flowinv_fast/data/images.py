@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -153,6 +154,15 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tens
         left = pad + (i % columns) * (width + pad)
         grid[:, top : top + height, left : left + width] = image
     return grid
+
+
+def fit_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images (B, C, H, W) at another size: bilinear, channels averaged and repeated."""
+    if images.shape[1] != shape[0]:
+        images = images.mean(1, keepdim=True).expand(-1, shape[0], -1, -1)
+    if tuple(images.shape[2:]) != tuple(shape[1:]):
+        images = F.interpolate(images, shape[1:], mode="bilinear", antialias=True)
+    return images
 
 
 def to_picture(image: Tensor, zoom: int = 1) -> Image.Image:

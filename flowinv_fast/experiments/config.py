@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .._files import whole_file
 from ..errors import ArgumentError, is_whole, require
+from .signals import SIGNALS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,6 @@ TASKS = (
     "sensitivity",
     "ood",
 )
-SIGNALS = ("fashion-28", "mnist-28", "photo-64", "celeba-hq-64")
 _FILES = ("test_file", "tuning_file", "digit_file", "other_file")
 
 
@@ -74,7 +74,8 @@ class ReproduceConfig:
         once = listed and len(self.tasks) == len(set(self.tasks)) > 0
         check(once, "tasks", f"a list of names of {TASKS}, each once")
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        check(self.signal in SIGNALS, "signal", f"one of {SIGNALS}")
+        known = isinstance(self.signal, str) and self.signal in SIGNALS
+        check(known, "signal", f"one of {tuple(SIGNALS)}")
         for name in ("images", "tuning_images", "steps", "restarts", "chunk"):
             check(is_whole(getattr(self, name), 1), name, "an integer of at least 1")
         check(is_whole(self.seed) and self.seed < 2**31, "seed", "an integer in 0 .. 2^31 - 1")
@@ -84,8 +85,11 @@ class ReproduceConfig:
             good = isinstance(value, str) and (not value or Path(value).exists())
             check(good, name, "an existing file or folder, or nothing")
         check(isinstance(self.flow, str), "flow", "a name or a file")
-        own = self.signal != "celeba-hq-64" or self.test_file
-        check(own, "test_file", "a folder of faces (none are shipped)")
+        check(
+            SIGNALS[self.signal].images or self.test_file,
+            "test_file",
+            "a folder of faces (none are shipped)",
+        )
         both = bool(self.tuning_file) == bool(self.test_file)
         check(both, "tuning_file", "a file with test_file, and only then")
         shipped = not self.test_file or "ood" in self.tasks and not self.other_file
@@ -95,8 +99,8 @@ class ReproduceConfig:
 
     def shortened(self) -> ReproduceConfig:
         """The quick form: few images and steps, shipped data, short sweeps."""
-        own = self.signal == "celeba-hq-64"  # which has no shipped images
-        files = dict.fromkeys(_FILES[2 if own else 0 :], "")
+        kept = 0 if SIGNALS[self.signal].images else 2  # test and tuning files
+        files = dict.fromkeys(_FILES[kept:], "")
         return replace(
             self, images=min(self.images, 4), tuning_images=2, steps=60, restarts=1, chunk=4,
             quick=True, **files,

@@ -18,7 +18,8 @@ from ..generators import load_generator
 from ..objectives import DEFAULT_WEIGHT
 from ..solvers import STRATEGIES
 from .config import ReproduceConfig
-from .tasks import SIGNALS, Problem, rms
+from .signals import SIGNALS
+from .tasks import Problem, rms
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,6 @@ def _wiener(context: Context, problem: Problem, y: Tensor, factor: float) -> Ans
     return Answer(baselines.wiener(y, forward, context.samples, factor * problem.std, problem.mean))
 
 
-WIENER_LIMIT = 4096  # numbers in an image: the filter holds its covariance
 _generated = lambda problem: bool(problem.signal.generators)
 _one_bit = lambda problem: problem.task == "cs-1bit"
 _sensed = lambda problem: problem.task.startswith("cs-")
@@ -170,7 +170,7 @@ METHODS = {
                lambda problem: not _sensed(problem)),
         Method("lasso", "LASSO, DCT", "alpha", (1e-4, 1e-3, 3e-3, 1e-2), _lasso, _sensed),
         Method("wiener", "Wiener", "times the noise level", (0.5, 1.0, 1.5, 3.0), _wiener,
-               lambda problem: not _one_bit(problem) and problem.signal.size <= WIENER_LIMIT),
+               lambda problem: not _one_bit(problem) and not problem.signal.large),
     )
 }  # fmt: skip
 OURS = "map"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 from PIL import Image, ImageDraw
 
 from .._files import whole_file
 from ..data import image_grid, to_picture
+from ..metrics import interval
 from ..objectives import DEFAULT_WEIGHT
 from .methods import OURS
 
@@ -36,14 +35,6 @@ ABOUT = {
 def psnrs(row: dict) -> np.ndarray:
     """PSNR of every image of a row of results.json, in their order."""
     return np.array([image["psnr"] for image in row["images"]])
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> float:
-    """Half width of Student's confidence interval of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    quantile = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)
-    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def claims(result: dict) -> list[tuple[str, str]]:

@@ -32,9 +32,9 @@ from ..flows import load_flow
 from . import beyond, report
 from .config import ReproduceConfig
 from .methods import BETAS, GAMMAS, METHODS, OURS, Context, Method, chosen_methods
-from .tasks import SIGNALS, Images, Problem, loss_of_truth, problems
+from .signals import SIGNALS
+from .tasks import Images, Problem, loss_of_truth, problems
 
-BOUND_LIMIT = 4096  # numbers in an image: the bound takes hundreds of Hessian-vector products
 SHOWN = 8  # images of a cell that are kept as pictures
 
 
@@ -259,7 +259,7 @@ class _Run:
             _save_arrays(arrays, pictures)
             _save_json(drawn, facts)
         if not told.exists():
-            some = truth if truth[0].numel() <= BOUND_LIMIT else truth[:0]
+            some = truth[:0] if SIGNALS[self.config.signal].large else truth
             _save_json(told, beyond.bound(self.flow, some, steps, seed))
         with np.load(arrays) as kept:
             return json.loads(drawn.read_text()), json.loads(told.read_text()), dict(kept)

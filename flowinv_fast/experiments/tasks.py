@@ -10,65 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import noise, objectives, operators, ops
 from .._reconstruct import measure
 from ..data import Crops, load_images, sample_images
+from ..data.images import fit_images
 from ..errors import require
 from ..flows import load_flow
 from .config import ReproduceConfig
+from .signals import SHAPE, SIGNALS, Signal
 
-SHAPE = (1, 28, 28)
-
-
-@dataclass(frozen=True)
-class Signal:
-    """Images, their priors, and how the sensing tasks are swept for their size.
-
-    Args:
-        shape: (C, H, W).
-        images: name of the shipped test images, "" where there are none.
-        flow: name of the flow that is the prior.
-        generators: names of the DCGAN and the VAE, () where there are none.
-        other: signal whose images are out of distribution.
-        selection: of the paper: how many images a test set has, how many are taken.
-        crops: a folder of test images holds photographs, of which crops are taken.
-        sensing, one_bit: numbers of measurements, all of them and the short sweep.
-        middle: the number of ``sensing`` that the other tasks take, in either sweep.
-    """
-
-    shape: tuple[int, int, int]
-    images: str
-    flow: str
-    generators: tuple[str, ...]
-    other: str
-    selection: tuple[int, int]
-    crops: bool = False
-    sensing: tuple[tuple[int, ...], tuple[int, ...]] = ((50, 100, 200, 400), (100, 300))
-    one_bit: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 400, 784), (200, 784))
-    middle: tuple[int, int] = (200, 300)
-
-    @property
-    def size(self) -> int:
-        """Numbers in an image."""
-        return math.prod(self.shape)
-
-
-_COLOUR = {
-    "shape": (3, 64, 64), "generators": (), "other": "fashion-28", "selection": (3000, 100),
-    "sensing": ((500, 1000, 2500, 5000), (500, 2500)), "middle": (2500, 2500),
-    "one_bit": ((1000, 2500, 5000), (1000, 5000)),
-}  # fmt: skip
-SIGNALS = {
-    "fashion-28": Signal(SHAPE, "fashion-28", "fashion-28", ("fashion-dcgan-28", "fashion-vae-28"),
-                         "mnist-28", (10000, 1000)),
-    "mnist-28": Signal(SHAPE, "mnist-28", "digits-noise-28", ("mnist-dcgan-28", "mnist-vae-28"),
-                       "fashion-28", (10000, 1000)),
-    "photo-64": Signal(images="photo-64", flow="photo-64-small", crops=True, **_COLOUR),
-    "celeba-hq-64": Signal(images="", flow="celeba-hq-64", **_COLOUR),
-}  # fmt: skip
 # Digits over 64 x 64, one a quarter: channel, top, left.
 _PLACES = ((0, 2, 3), (1, 4, 34), (2, 34, 2), (0, 33, 35))
 
@@ -319,14 +271,6 @@ def paper_selection(
             f"{total:,} test images, of which at most {most:,} are taken",
             f"{len(images)} images, {count} wanted")  # fmt: skip
     return _floats(images, _selected(signal)[:count])
-
-
-def fit_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] at another size, bilinear, and with channels repeated."""
-    if tuple(images.shape[1:]) == tuple(shape):
-        return images
-    images = F.interpolate(images, shape[1:], mode="bilinear", antialias=True)
-    return images.expand(-1, shape[0], -1, -1).contiguous()
 
 
 def loss_of_truth(truth: Tensor, y: Tensor, problem: Any, prior: Any, beta: float = 1.0) -> Tensor:

@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from .._backend import build_info
 from .._files import whole_file
-from ..data.images import image_grid, load_images, require_images, sample_images, save_png
+from ..data.images import (
+    fit_images,
+    image_grid,
+    load_images,
+    require_images,
+    sample_images,
+    save_png,
+)
 from ..data.sources import Crops
 from ..errors import ArgumentError, is_whole, require
+from ..metrics import interval
 from .realnvp import RealNVP
-from .train import reduce_depth
+from .train import pixels
 
 TEMPERATURE, SAMPLES, SHOWN = 0.8, 64, 32
 ROUND_TRIPS = 256
@@ -118,7 +124,7 @@ def write_card(
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _histogram(flow, log_probs, folder / f"{name}-log_prob.png")
     samples = flow.sample(SAMPLES, TEMPERATURE, torch.Generator(device).manual_seed(seed))
-    shown = _pixels(flow, images[:SHOWN])
+    shown = pixels(flow, images[:SHOWN])
     _pictures(samples, shown, folder / f"{name}-samples.png")
     bits = flow.bits_per_dim(log_probs[_HELD_OUT])
     facts = {
@@ -134,7 +140,7 @@ def write_card(
             "images": len(images),
             "finite": int(bits.isfinite().sum()),
             "bits_per_dim": _number(bits.mean()),
-            "interval": _number(_interval(bits)),
+            "interval": _number(interval(bits.numpy())),
         },
         "groups": _table(flow, log_probs),
         "round_trip": _round_trip(flow, images[:ROUND_TRIPS], draws, seed),
@@ -239,16 +245,11 @@ def _check_seed(function: str, seed: int) -> None:
     require(good, function, "seed", "an integer in 0 .. 2^40 - 1", seed)
 
 
-def _pixels(flow: RealNVP, images: Tensor) -> Tensor:
-    """uint8 images on the flow's device, at its pixel depth, in [0, 1]."""
-    return reduce_depth(images.to(flow.location.device), flow.config.bits).float() / 255
-
-
 def _dequantised(flow: RealNVP, images: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches of uint8 images with the noise of training."""
     blocks = math.ceil(math.prod(flow.shape) / 4)  # of the Philox stream, to an image
     for start in range(0, len(images), _BATCH):
-        x = _pixels(flow, images[start : start + _BATCH])
+        x = pixels(flow, images[start : start + _BATCH])
         yield flow.dequantise(x, seed, start * blocks)
 
 
@@ -270,17 +271,13 @@ def _log_probs(
 
 def _other_images(other: str, shape: tuple[int, int, int], count: int) -> Tensor:
     """Shipped or a user's images, uint8 of this shape: resampled, grey or colour as wanted."""
-    channels, *size = shape
     try:
         x = 255 * sample_images(other, count)
     except ArgumentError as error:  # no such name
         path = Path(other)
         require(path.exists(), "write_card", "other", "a file, a folder or a name", error)
         x = load_images(path, shape if path.is_dir() else None)[:count].float()
-    if x.shape[1] != channels:
-        x = x.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    if list(x.shape[2:]) != size:
-        x = F.interpolate(x, size, mode="bilinear", antialias=True)
+    x = fit_images(x, shape)
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -374,14 +371,6 @@ def _histogram(flow: RealNVP, log_probs: dict[str, Tensor], path: Path) -> bool:
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return True
-
-
-def _interval(values: Tensor) -> float:
-    """Half width of Student's 95 % interval of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
-    return quantile * values.std().item() / math.sqrt(len(values))
 
 
 def _number(value: float | Tensor) -> float | None:

@@ -157,7 +157,7 @@ class Trainer:
         if (self.folder / "state.safetensors").exists():
             self._resume()
         elif start is None:
-            first = self._floats(self.source.batch(0, min(4096, len(self.source))))
+            first = pixels(self.flow, self.source.batch(0, min(4096, len(self.source))))
             first = self.flow.dequantise(first, config.seed, 1 << 60)
             self.flow.initialise(first)
             self.average.load_state_dict(self.flow.state_dict())
@@ -225,7 +225,9 @@ class Trainer:
         config = self.config
         share = config.batch // self.world
         first = self.rank * share
-        x = self._floats(self.source.batch(self.step, config.batch, slice(first, first + share)))
+        x = pixels(
+            self.flow, self.source.batch(self.step, config.batch, slice(first, first + share))
+        )
         # Philox blocks of four numbers, image after image: the same in any number of processes
         # where an image has a multiple of four.
         blocks = math.ceil(x[:1].numel() / 4)
@@ -261,10 +263,6 @@ class Trainer:
         halvings = math.floor(self.step / self.steps_per_epoch / self.config.halve_every)
         return self.config.lr * 0.5**halvings * min(1, (self.step + 1) / (self.config.warmup + 1))
 
-    def _floats(self, images: Tensor) -> Tensor:
-        """uint8 images on the device, at the flow's pixel depth, in [0, 1]."""
-        return reduce_depth(images.to(self.device), self.flow.config.bits).float() / 255
-
     # -- evaluation and files -----------------------------------------------------------------
 
     def evaluate(self, batch: int = 250) -> dict:
@@ -281,7 +279,7 @@ class Trainer:
     def _evaluate(self, batch: int) -> dict:
         bits, peaks = [], []
         for start in range(0, len(self.held_out), batch):
-            clean = self._floats(self.held_out[start : start + batch])
+            clean = pixels(self.flow, self.held_out[start : start + batch])
             x = self.average.dequantise(clean, 1, start * clean[0].numel())
             log_prob = self.average.log_prob(x)
             bits.append(self.average.bits_per_dim(log_prob))
@@ -366,6 +364,11 @@ class _LogProb(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.log_prob(x)
+
+
+def pixels(flow: RealNVP, images: Tensor) -> Tensor:
+    """uint8 images on the flow's device, at its pixel depth, in [0, 1]."""
+    return reduce_depth(images.to(flow.location.device), flow.config.bits).float() / 255
 
 
 def reduce_depth(images: Tensor, bits: int) -> Tensor:

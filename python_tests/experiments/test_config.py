@@ -24,7 +24,7 @@ def random_config(folder: Path) -> ReproduceConfig:
     whole = lambda: random.randint(1, 10**6)
     test, tuning, digits, other = (some_file(folder) for _ in range(4))
     return ReproduceConfig(
-        tuple(random.sample(TASKS, random.randint(1, len(TASKS)))), random.choice(SIGNALS),
+        tuple(random.sample(TASKS, random.randint(1, len(TASKS)))), random.choice(list(SIGNALS)),
         whole(), whole(), random.randrange(2**31), whole(), whole(), whole(),
         random.random() < 0.5, test, tuning, random.choice(["", digits]), other,
     )  # fmt: skip
