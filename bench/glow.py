@@ -30,7 +30,7 @@ from torch import Tensor
 
 from flowinv_fast.data import Crops, load_images
 from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.flows.train import TrainConfig, Trainer, pixels
+from flowinv_fast.training.flow import TrainConfig, Trainer, pixels
 
 
 class Run(Trainer):

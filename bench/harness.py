@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import flowinv_fast
-from flowinv_fast._files import whole_file
+from flowinv_fast._base.files import whole_file
 
 RESULTS = Path(__file__).parent / "results"
 

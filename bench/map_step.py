@@ -24,9 +24,10 @@ from harness import conditions, time_together, write
 from peers import COUPLINGS, MODELS, Peer, random_flow
 from torch import Tensor
 
-from flowinv_fast import noise, objectives, operators
-from flowinv_fast.solvers.gradient import _Adam
-from flowinv_fast.solvers.graph import capture
+from flowinv_fast import noise, operators
+from flowinv_fast.reconstruction import objectives
+from flowinv_fast.reconstruction.solvers.adam import _Adam
+from flowinv_fast.reconstruction.solvers.graph import capture
 
 STD = 0.1
 OURS = ("ours", "ours tf32", "ours bf16")

@@ -22,12 +22,12 @@ from harness import conditions, write
 from torch import Tensor
 
 import flowinv_fast as ff
-from flowinv_fast import objectives
 from flowinv_fast.data import load_images, sample_images
 from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.tasks import SHAPE, Problem, problems
 from flowinv_fast.flows import RealNVP
-from flowinv_fast.solvers import STRATEGIES, minimise
+from flowinv_fast.reconstruction import objectives
+from flowinv_fast.reconstruction.solvers import STRATEGIES, minimise
 
 TASKS = {"digits": "digits", "cs": "cs-sinusoidal", "sinusoidal": "denoise-sinusoidal",
          "radial": "denoise-radial"}  # fmt: skip

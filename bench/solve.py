@@ -17,9 +17,10 @@ import torch
 from harness import conditions, write
 
 import flowinv_fast as ff
-from flowinv_fast import _backend, _reconstruct
+from flowinv_fast._base import backend
 from flowinv_fast.data import sample_images
 from flowinv_fast.experiments.demo import tasks
+from flowinv_fast.reconstruction import reconstruct as _reconstruct
 
 
 def timed(call, device: str):
@@ -43,7 +44,7 @@ def main() -> None:
     device = arguments.device
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    fast = device == "cuda" or (_backend._C is not None and _backend._C.cpu_bf16())
+    fast = device == "cuda" or (backend._C is not None and backend._C.cpu_bf16())
     rows = []
     for task in tasks(0):
         for batch in arguments.batches:
@@ -71,7 +72,7 @@ def main() -> None:
                 found["ours bf16"] = timed(lambda s=solve: s(precision="bf16"), device)
             with (
                 mock.patch.object(_reconstruct, "freeze", plain),
-                mock.patch.object(_backend, "choice", "torch"),
+                mock.patch.object(backend, "choice", "torch"),
             ):
                 found["reference"] = timed(solve, device)
             seconds = found["ours"][1]

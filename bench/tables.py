@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from flowinv_fast.experiments import report
-from flowinv_fast.flows.card import card_page
-from flowinv_fast.solvers import STRATEGIES, Strategy
+from flowinv_fast.reconstruction.solvers import STRATEGIES, Strategy
+from flowinv_fast.training.card import card_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -7,13 +7,14 @@ differentiable f and any noise whose density can be evaluated (Whang, Lei, Dimak
 from importlib.metadata import PackageNotFoundError, version
 
 from . import baselines, generators, metrics, noise, operators, ops
-from ._backend import build_info, show_config
-from ._reconstruct import Reconstruction, measure, reconstruct
-from ._separate import separate
-from .diagnostics import recovery_bound, sample_posterior
-from .errors import ArgumentError, SolverError
+from ._base.backend import build_info, show_config
+from ._base.errors import ArgumentError, SolverError
 from .flows import FrozenFlow, RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
-from .solvers import Status
+from .reconstruction.posterior import sample_posterior
+from .reconstruction.reconstruct import Reconstruction, measure, reconstruct
+from .reconstruction.recovery import recovery_bound
+from .reconstruction.separate import separate
+from .reconstruction.solvers import Status
 
 try:
     __version__ = version("flowinv_fast")

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .data import Crops, Stored
-    from .flows.presets import Preset
+    from .training.presets import Preset
 
-from ._files import user_folder
-from .errors import ArgumentError, SolverError
+from ._base.errors import ArgumentError, SolverError
+from ._base.files import user_folder
 
 HELD_OUT_CROPS = 500
 
@@ -125,7 +125,7 @@ def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.Argume
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from .errors import require
+    from ._base.errors import require
     from .experiments.config import TASKS, ReproduceConfig
     from .experiments.report import claims
     from .experiments.runner import reproduce
@@ -188,7 +188,7 @@ def _add_card(commands: argparse._SubParsersAction, common: argparse.ArgumentPar
 
 def _card(arguments: argparse.Namespace) -> int:
     from .flows import load_flow
-    from .flows.card import held_out_images, write_card
+    from .training.card import held_out_images, write_card
 
     flow, data = load_flow(arguments.flow, arguments.device), Path(arguments.data)
     images = held_out_images(data, flow.shape, arguments.count, arguments.seed, arguments.crops)
@@ -328,12 +328,12 @@ _TRAIN_OPTIONS = (
 def _train(arguments: argparse.Namespace) -> int:
     import torch
 
+    from ._base.errors import require
     from .data import load_images
-    from .errors import require
     from .flows import available_flows, load_flow
-    from .flows.presets import PRESETS, Preset
     from .flows.realnvp import RealNVPConfig
-    from .flows.train import TrainConfig, Trainer
+    from .training.flow import TrainConfig, Trainer
+    from .training.presets import PRESETS, Preset
 
     name = arguments.preset
     require(name is None or name in PRESETS, "train", "PRESET", f"one of {list(PRESETS)}", name)
@@ -382,7 +382,7 @@ def _place(device: str | None) -> tuple[str, bool]:
     """Where this process computes, and whether torchrun started it beside others."""
     import torch
 
-    from .errors import require
+    from ._base.errors import require
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -415,8 +415,8 @@ def _training_images(
     arguments: argparse.Namespace, preset: Preset, size: tuple | None, seed: int
 ) -> tuple[Stored | Crops, Tensor]:
     """Training images, and held-out ones of the same size."""
+    from ._base.errors import require
     from .data import Crops, Stored, load_images
-    from .errors import require
 
     data, held_out = _split(arguments)
     if arguments.crops or preset.crops:
@@ -441,9 +441,9 @@ def _training_images(
 
 
 def _train_generator(arguments: argparse.Namespace, images: Tensor) -> int:
-    from .errors import require
+    from ._base.errors import require
     from .generators.nets import GeneratorConfig
-    from .generators.train import GeneratorTraining, train_generator
+    from .training.generator import GeneratorTraining, train_generator
 
     require(_processes() == 1, "train", "--model", "realnvp in several processes",
             arguments.model)  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 from torch import Tensor
 
-from .errors import require
+from ._base.errors import require
 
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flowinv_fast._base.tensors import accumulate_dtype
 from flowinv_fast.ops import reference
 
 OPS = torch.ops.flowinv_fast
@@ -50,7 +51,7 @@ def normal(*shape, dtype, device):
 
 
 def acc(dtype):
-    return reference.accumulate_dtype(dtype)
+    return accumulate_dtype(dtype)
 
 
 def coupling(mask: int):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import flowinv_fast as ff
-from flowinv_fast import _backend
+from flowinv_fast._base import backend
 
 ROOT = Path(__file__).parent.parent
-MODULE = _backend._C.__file__
+MODULE = backend._C.__file__
 
 
 def output(*command: str) -> str:

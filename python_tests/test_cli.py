@@ -16,9 +16,9 @@ from flowinv_fast.cli import main
 from flowinv_fast.experiments import runner
 from flowinv_fast.experiments.config import TASKS, ReproduceConfig
 from flowinv_fast.experiments.demo import run_demo
-from flowinv_fast.flows import train
-from flowinv_fast.flows.presets import PRESETS
 from flowinv_fast.generators import load_generator
+from flowinv_fast.training import flow as train
+from flowinv_fast.training.presets import PRESETS
 
 
 def test_help_of_every_command(capsys):

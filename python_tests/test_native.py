@@ -20,7 +20,9 @@ from flows.test_frozen import assert_exact, errors, random_flow
 from op_cases import CASES, IDS, acc
 from ops.test_ops import as_double, compare, tensors_of
 
-from flowinv_fast import _backend, ops
+from flowinv_fast import ops
+from flowinv_fast._base import backend
+from flowinv_fast._base.tensors import accumulate_dtype
 from flowinv_fast.ops import reference
 
 ROOT = Path(__file__).parent.parent
@@ -55,14 +57,14 @@ def on_shim(shim_module, monkeypatch, seed):
     random.seed(seed)
 
     def partials(batch, n, like):
-        tiles = (n + _backend._TILE - 1) // _backend._TILE
-        acc = reference.accumulate_dtype(like.dtype)
+        tiles = (n + backend._TILE - 1) // backend._TILE
+        acc = accumulate_dtype(like.dtype)
         return like.new_empty(batch * tiles, dtype=acc) if tiles > 1 else None
 
-    monkeypatch.setattr(_backend, "_C", shim_module)
-    monkeypatch.setattr(_backend, "choice", "auto")
-    monkeypatch.setattr(_backend, "place", lambda tensor: (0, 1, 0))
-    monkeypatch.setattr(_backend, "partials", partials)
+    monkeypatch.setattr(backend, "_C", shim_module)
+    monkeypatch.setattr(backend, "choice", "auto")
+    monkeypatch.setattr(backend, "place", lambda tensor: (0, 1, 0))
+    monkeypatch.setattr(backend, "partials", partials)
     torch.use_deterministic_algorithms(True)  # torch.empty fills with NaN
     yield
     torch.use_deterministic_algorithms(False)

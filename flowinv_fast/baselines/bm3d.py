@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, require
+from .._base.errors import ArgumentError, require
 
 
 def bm3d(y: Tensor, std: float | Tensor) -> Tensor:

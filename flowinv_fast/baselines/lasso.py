@@ -9,7 +9,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from ..errors import is_whole, require
+from .._base.errors import is_whole, require
 
 
 def lasso_dct(

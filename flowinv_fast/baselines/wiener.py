@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, require
+from .._base.errors import ArgumentError, require
 
 
 def wiener(

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .._files import whole_file
-from ..errors import ArgumentError, require
+from .._base.errors import ArgumentError, require
+from .._base.files import whole_file
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import ops
-from ..errors import is_whole, require
+from .._base.errors import is_whole, require
 from .images import open_pictures, require_images
 
 # Keys of the random streams of one seed, so that no two draw the same numbers.

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import metrics, noise, operators
-from .._reconstruct import measure, reconstruct
-from ..diagnostics import recovery_bound, sample_posterior
 from ..flows import RealNVP
+from ..reconstruction.posterior import sample_posterior
+from ..reconstruction.reconstruct import measure, reconstruct
+from ..reconstruction.recovery import recovery_bound
 
 
 def posterior(flow: RealNVP, truth: Tensor, steps: int, seed: int) -> tuple[dict, dict]:

@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .._files import whole_file
-from ..errors import ArgumentError, is_whole, require
+from .._base.errors import ArgumentError, is_whole, require
+from .._base.files import whole_file
 from .signals import SIGNALS
 
 if sys.version_info >= (3, 11):

@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import metrics, noise, operators
-from .._files import whole_file
-from .._reconstruct import measure, reconstruct
+from .._base.errors import require
+from .._base.files import whole_file
 from ..data import image_grid, sample_images, to_picture
-from ..errors import require
 from ..flows import load_flow
+from ..reconstruction.reconstruct import measure, reconstruct
 from .tasks import loss_of_truth
 
 SHAPE = (1, 28, 28)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import baselines
-from .._reconstruct import Reconstruction, reconstruct
 from ..flows import RealNVP
 from ..generators import load_generator
-from ..objectives import DEFAULT_WEIGHT
-from ..solvers import STRATEGIES
+from ..reconstruction.objectives import DEFAULT_WEIGHT
+from ..reconstruction.reconstruct import Reconstruction, reconstruct
+from ..reconstruction.solvers import STRATEGIES
 from .config import ReproduceConfig
 from .signals import SIGNALS
 from .tasks import Problem, rms

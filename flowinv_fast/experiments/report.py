@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from .._files import whole_file
+from .._base.files import whole_file
 from ..data import image_grid, to_picture
 from ..metrics import interval
-from ..objectives import DEFAULT_WEIGHT
+from ..reconstruction.objectives import DEFAULT_WEIGHT
 from .methods import OURS
 
 ABOUT = {

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import _backend, metrics
-from .._files import whole_file
-from ..errors import is_whole, require
+from .. import metrics
+from .._base import backend
+from .._base.errors import is_whole, require
+from .._base.files import whole_file
 from ..flows import load_flow
 from . import beyond, report
 from .config import ReproduceConfig
@@ -238,7 +239,7 @@ class _Run:
         ]  # fmt: skip
         return {
             "config": {k: getattr(self.config, k) for k in self.config.__dataclass_fields__},
-            "version": _backend.build_info().get("version", ""), "torch": torch.__version__,
+            "version": backend.build_info().get("version", ""), "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "tuned": [
                 {"problem": title, "method": name, "parameter": METHODS[name].parameter,

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import noise, objectives, operators, ops
-from .._reconstruct import measure
+from .. import noise, operators, ops
+from .._base.errors import require
 from ..data import Crops, load_images, sample_images
 from ..data.images import fit_images
-from ..errors import require
 from ..flows import load_flow
+from ..reconstruction import objectives
+from ..reconstruction.reconstruct import measure
 from .config import ReproduceConfig
 from .signals import SHAPE, SIGNALS, Signal
 

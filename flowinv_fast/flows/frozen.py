@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import _backend, ops
-from ..errors import require
-from ._tensors import check_tensor
+from .. import ops
+from .._base import backend
+from .._base.errors import require
+from .._base.tensors import check_tensor
 from .nets import conditioner_precision
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class FrozenFlow:
             device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.dtype = dtype
-        self.compiled = not flow.config.mixing and _backend.native(torch.empty(0, device=device))
+        self.compiled = not flow.config.mixing and backend.native(torch.empty(0, device=device))
         self._flow = self._words = None
         self.weight_bytes = self.saved_bytes = self.work_bytes = 0
         if self.compiled:
@@ -71,14 +72,14 @@ class FrozenFlow:
             self.weight_bytes = sum(4 * p.numel() for p in self._flow.parameters())
 
     def _pack(self, flow: RealNVP) -> None:
-        on_device = _backend.place(torch.empty(0, device=self.device))[0] >= 0
-        able = on_device or self.precision != "bf16" or _backend._C.cpu_bf16()
+        on_device = backend.place(torch.empty(0, device=self.device))[0] >= 0
+        able = on_device or self.precision != "bf16" or backend._C.cpu_bf16()
         require(able, "freeze", "precision", "'fp32' (this CPU has no bf16 products)", "'bf16'")
         kept = []  # alive until the engine has read them
 
         def arg(tensor: Tensor) -> tuple[int, int, int]:
             kept.append(tensor.detach().cpu().contiguous())
-            return _backend.arg(kept[-1])
+            return backend.arg(kept[-1])
 
         couplings = []
         with torch.no_grad():
@@ -89,7 +90,7 @@ class FrozenFlow:
                     arg(coupling.gain),
                     [(arg(c.weight()), arg(c.bias), *c.direction.shape[1::-1]) for c in convs],
                 ))  # fmt: skip
-        self._engine = engine = _backend._C.FrozenFlow(
+        self._engine = engine = backend._C.FrozenFlow(
             flow.shape, flow.config.scales, flow.config.hidden, flow.config.blocks,
             arg(flow.location), arg(flow.spread), couplings,
             PRECISIONS.index(self.precision), on_device,
@@ -98,7 +99,7 @@ class FrozenFlow:
         self.work_bytes = 4 * engine.workspace
         if on_device:
             words = torch.empty(engine.words)
-            engine.copy_words(_backend.arg(words))
+            engine.copy_words(backend.arg(words))
             self._words = words.to(self.device)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +164,8 @@ class FrozenFlow:
         like, work = tensors[0], None
         if self._words is not None:
             work = torch.empty(len(like) * self._engine.workspace, device=self.device)
-        arguments = [_backend.arg(t) for t in (*tensors, self._words, work)]
-        call(decode, len(like), *arguments, _backend.place(like))
+        arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
+        call(decode, len(like), *arguments, backend.place(like))
 
 
 class _Walk(torch.autograd.Function):

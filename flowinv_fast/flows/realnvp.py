@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import require
-from ._tensors import check_tensor
+from .._base.errors import require
+from .._base.tensors import accumulate_dtype, check_tensor
 from .coupling import AffineCoupling, encode_recomputed
 from .frozen import FrozenFlow
 from .nets import WeightNormConv2d
@@ -270,7 +270,7 @@ class RealNVP(nn.Module):
     # -- checks ------------------------------------------------------------------------------
 
     def _zero_logdet(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], dtype=ops.reference.accumulate_dtype(x.dtype))
+        return x.new_zeros(x.shape[0], dtype=accumulate_dtype(x.dtype))
 
     def _check(self, x: Tensor, function: str, name: str, shape: tuple[int, ...]) -> None:
         like = self.location

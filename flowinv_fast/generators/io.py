@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .._weights import WeightsFiles
+from .._base.weights import WeightsFiles
 from .nets import DCGAN, VAE, GeneratorConfig, make
 
 _FILES = WeightsFiles(

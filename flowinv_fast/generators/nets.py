@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import is_whole, require
+from .._base.errors import is_whole, require
 
 
 @dataclass(frozen=True)

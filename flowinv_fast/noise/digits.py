@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import require
+from .._base.errors import require
 from .gaussian import draw_seed
 
 

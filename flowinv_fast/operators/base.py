@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..errors import require
+from .._base.errors import require
 from ..noise.gaussian import as_like
 
 

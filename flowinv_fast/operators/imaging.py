@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import require
+from .._base.errors import require
 from ..noise.gaussian import as_like
 from .base import LinearOperator
 

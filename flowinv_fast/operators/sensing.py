@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import require
+from .._base.errors import require
 from .base import Composable, LinearOperator
 
 

@@ -10,12 +10,7 @@ from .coupling import (
     affine_coupling_encode,
     affine_coupling_encode_,
 )
-from .density import (
-    gather_patches,
-    gaussian_log_prob,
-    scatter_patches,
-    standard_normal_log_prob,
-)
+from .density import gather_patches, gaussian_log_prob, scatter_patches, standard_normal_log_prob
 from .layout import factor_in, factor_out, squeeze, unsqueeze
 from .noise import digit_overlay, gaussian_noise, random_bits, sigma_map, structured_noise
 from .optim import adam_rates, adam_step_

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, require
+from .._base.errors import ArgumentError, require
 
 _library = torch.library.Library("flowinv_fast", "FRAGMENT")
 
@@ -93,7 +93,7 @@ def differentiate(function: Callable, tensors: int) -> dict[str, Callable]:
 
 def check_float(function: str, argument: str, tensor: Any, rank: int | None = None) -> None:
     """Refuse anything but a floating-point tensor, of this rank if given."""
-    from .._backend import FLOATS
+    from .._base.backend import FLOATS
 
     wanted = "a float32, float64, bfloat16 or float16 tensor"
     if not isinstance(tensor, Tensor):

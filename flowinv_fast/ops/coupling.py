@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend
-from ..errors import ArgumentError
+from .._base import backend
+from .._base.errors import ArgumentError
+from .._base.tensors import accumulate_dtype
 from . import reference
 from ._register import check_float, check_like, differentiate, register
 from .reference import MASKS
@@ -33,23 +34,23 @@ def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, 
     transformed = channels if code < 2 else channels // 2
     check_like(function, "raw", raw, x, (batch, 2 * transformed, height, width))
     check_like(function, "gain", gain, x, (transformed,))
-    check_like(function, "logdet", logdet, x, (batch,), reference.accumulate_dtype(x.dtype))
+    check_like(function, "logdet", logdet, x, (batch,), accumulate_dtype(x.dtype))
     return code
 
 
 def _run(decode: bool, mask: int, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor,
          out: Tensor, logdet_out: Tensor) -> None:  # fmt: skip
     x, raw, gain, logdet = (
-        _backend.batch_view(x),
+        backend.batch_view(x),
         raw.contiguous(),
         gain.contiguous(),
         logdet.contiguous(),
     )
-    workspace = _backend.partials(x.shape[0], x[:1].numel(), x)
-    _backend._C.affine_coupling(
-        decode, mask, tuple(x.shape), max(x.stride(0), out[:1].numel()), _backend.span(x),
-        _backend.arg(raw), _backend.arg(gain), _backend.arg(logdet), _backend.arg(out),
-        _backend.arg(logdet_out), _backend.arg(workspace), _backend.place(x),
+    workspace = backend.partials(x.shape[0], x[:1].numel(), x)
+    backend._C.affine_coupling(
+        decode, mask, tuple(x.shape), max(x.stride(0), out[:1].numel()), backend.span(x),
+        backend.arg(raw), backend.arg(gain), backend.arg(logdet), backend.arg(out),
+        backend.arg(logdet_out), backend.arg(workspace), backend.place(x),
     )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def _make(decode: bool) -> tuple:
         return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
 
     def forward(x, raw, gain, logdet, mask):
-        if not _backend.native(x):
+        if not backend.native(x):
             return twin(x, raw, gain, logdet, mask)
         out, logdet_out = outputs(x, logdet)
         _run(decode, mask, x, raw, gain, logdet, out, logdet_out)
@@ -72,7 +73,7 @@ def _make(decode: bool) -> tuple:
 
     def inplace(x, raw, gain, logdet, mask):
         dense = x.is_contiguous() and logdet.is_contiguous()
-        if _backend.native(x) and dense:
+        if backend.native(x) and dense:
             _run(decode, mask, x, raw, gain, logdet, x, logdet)
             return
         for target, value in zip((x, logdet), forward(x, raw, gain, logdet, mask)):
@@ -85,7 +86,7 @@ def _make(decode: bool) -> tuple:
         )  # fmt: skip
 
     def backward(grad_out, grad_logdet, x, raw, gain, mask, want_gain):
-        if not _backend.native(x):
+        if not backend.native(x):
             return reference_backward(grad_out, grad_logdet, x, raw, gain, mask, want_gain)
         grads = backward_outputs(x, raw, gain, want_gain)
         grad_out, grad_logdet, x, raw, gain = (
@@ -94,10 +95,10 @@ def _make(decode: bool) -> tuple:
         workspace = None
         if want_gain:
             workspace = grad_logdet.new_empty(x.shape[0] * gain.numel())
-        _backend._C.affine_coupling_backward(
-            decode, mask, tuple(x.shape), *map(_backend.arg, (grad_out, grad_logdet, x, raw, gain)),
-            *map(_backend.arg, grads[:2]), _backend.arg(grads[2] if want_gain else None),
-            _backend.arg(workspace), _backend.place(x),
+        backend._C.affine_coupling_backward(
+            decode, mask, tuple(x.shape), *map(backend.arg, (grad_out, grad_logdet, x, raw, gain)),
+            *map(backend.arg, grads[:2]), backend.arg(grads[2] if want_gain else None),
+            backend.arg(workspace), backend.place(x),
         )  # fmt: skip
         return grads
 

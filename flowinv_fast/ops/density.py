@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
+from .._base.tensors import accumulate_dtype
 from . import reference
 from ._register import check_float, check_like, register
 
@@ -30,23 +31,23 @@ def _flat_strides(tensor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple
 
 
 def _gaussian_outputs(y, fx, mean, std):
-    acc = reference.accumulate_dtype(fx.dtype)
+    acc = accumulate_dtype(fx.dtype)
     return fx.new_empty(fx.shape[:1], dtype=acc), fx.new_empty(fx.shape)
 
 
 def _gaussian(y, fx, mean, std):
-    if not _backend.native(fx):
+    if not backend.native(fx):
         return reference.gaussian_log_prob(y, fx, mean, std)
     log_prob, score = _gaussian_outputs(y, fx, mean, std)
     y, fx = y.contiguous(), fx.contiguous()
     mean, mean_strides = _flat_strides(mean, fx.shape)
     std, std_strides = _flat_strides(std, fx.shape)
     n = fx[:1].numel()
-    workspace = _backend.partials(fx.shape[0], n, fx)
-    _backend._C.gaussian_log_prob(
-        fx.shape[0], n, _backend.arg(y), _backend.arg(fx), _backend.arg(mean), mean_strides,
-        _backend.arg(std), std_strides, _backend.arg(score), _backend.arg(log_prob),
-        _backend.arg(workspace), _backend.place(fx),
+    workspace = backend.partials(fx.shape[0], n, fx)
+    backend._C.gaussian_log_prob(
+        fx.shape[0], n, backend.arg(y), backend.arg(fx), backend.arg(mean), mean_strides,
+        backend.arg(std), std_strides, backend.arg(score), backend.arg(log_prob),
+        backend.arg(workspace), backend.place(fx),
     )  # fmt: skip
     return log_prob, score
 
@@ -61,7 +62,7 @@ def _gaussian_backward(ctx: Any, grad_log_prob: Tensor, grad_score: Tensor) -> t
     """score = r / std^2 with r = y - fx - mean is all that is needed, to second order too."""
     mean, std, score = ctx.saved_tensors
     shape = ctx.shapes[1]
-    acc = reference.accumulate_dtype(score.dtype)
+    acc = accumulate_dtype(score.dtype)
     per_image = grad_log_prob.view(-1, *[1] * (len(shape) - 1))
     std_acc, score_acc = std.to(acc), score.to(acc)
     grad_score = grad_score.to(acc)
@@ -128,18 +129,18 @@ def check_broadcast(function: str, argument: str, tensor: Tensor, shape: tuple[i
 
 
 def _normal_outputs(z):
-    return z.new_empty(z.shape[:1], dtype=reference.accumulate_dtype(z.dtype))
+    return z.new_empty(z.shape[:1], dtype=accumulate_dtype(z.dtype))
 
 
 def _normal(z):
-    if not _backend.native(z):
+    if not backend.native(z):
         return reference.standard_normal_log_prob(z)
     log_prob = _normal_outputs(z)
     z, n = z.contiguous(), z[:1].numel()
-    workspace = _backend.partials(z.shape[0], n, z)
-    _backend._C.standard_normal_log_prob(
-        z.shape[0], n, _backend.arg(z), _backend.arg(log_prob), _backend.arg(workspace),
-        _backend.place(z),
+    workspace = backend.partials(z.shape[0], n, z)
+    backend._C.standard_normal_log_prob(
+        z.shape[0], n, backend.arg(z), backend.arg(log_prob), backend.arg(workspace),
+        backend.place(z),
     )  # fmt: skip
     return log_prob
 
@@ -176,9 +177,9 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
 def _patches(scatter, source, places, out, patch, image):
     batch, count = places.shape[:2]
     source, places = source.contiguous(), places.contiguous()
-    _backend._C.patches(
-        scatter, batch, count, *patch, *image, _backend.arg(source), _backend.arg(places),
-        _backend.arg(out), _backend.place(source),
+    backend._C.patches(
+        scatter, batch, count, *patch, *image, backend.arg(source), backend.arg(places),
+        backend.arg(out), backend.place(source),
     )  # fmt: skip
     return out
 
@@ -188,7 +189,7 @@ def _gather_fake(image, places, height, width):
 
 
 def _gather(image, places, height, width):
-    if not _backend.native(image):
+    if not backend.native(image):
         return reference.gather_patches(image, places, height, width)
     out = _gather_fake(image, places, height, width)
     return _patches(False, image, places, out, (height, width), image.shape[1:])
@@ -199,7 +200,7 @@ def _scatter_fake(patches, places, channels, height, width):
 
 
 def _scatter(patches, places, channels, height, width):
-    if not _backend.native(patches):
+    if not backend.native(patches):
         return reference.scatter_patches(patches, places, channels, height, width)
     out = _scatter_fake(patches, places, channels, height, width)
     return _patches(True, patches, places, out, patches.shape[2:], (channels, height, width))

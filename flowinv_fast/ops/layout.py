@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
 from . import reference
 from ._register import check_float, check_like, register
 
 
 def _move(x: Tensor, out: Tensor, to_squeezed: bool) -> Tensor:
-    x = _backend.batch_view(x)
+    x = backend.batch_view(x)
     batch, channels, height, width = (out if to_squeezed else x).shape
-    _backend._C.squeeze(
+    backend._C.squeeze(
         to_squeezed, batch, channels, height, width, max(x.stride(0), x[:1].numel()),
-        _backend.span(x), _backend.arg(out), _backend.place(x),
+        backend.span(x), backend.arg(out), backend.place(x),
     )  # fmt: skip
     return out
 
@@ -40,14 +40,14 @@ def _no_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 _squeeze = register(
     "squeeze(Tensor x) -> Tensor",
-    lambda x: _move(x, _squeezed(x), True) if _backend.native(x) else reference.squeeze(x),
+    lambda x: _move(x, _squeezed(x), True) if backend.native(x) else reference.squeeze(x),
     _squeezed,
     setup_context=_no_context,
     backward=lambda ctx, grad: _unsqueeze(grad),
 )
 _unsqueeze = register(
     "unsqueeze(Tensor x) -> Tensor",
-    lambda x: _move(x, _unsqueezed(x), False) if _backend.native(x) else reference.unsqueeze(x),
+    lambda x: _move(x, _unsqueezed(x), False) if backend.native(x) else reference.unsqueeze(x),
     _unsqueezed,
     setup_context=_no_context,
     backward=lambda ctx, grad: _squeeze(grad),

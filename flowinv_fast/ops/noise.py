@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
 from . import reference
 from ._register import check_float, check_like, check_seed, register
 from .density import _flat_strides, check_broadcast
@@ -23,10 +23,10 @@ from .reference import SIGMA_KINDS
 
 
 def _bits(n, seed, offset, like):
-    if not _backend.native(like):
+    if not backend.native(like):
         return reference.random_bits(n, seed, offset, like)
     out = like.new_empty(n, dtype=torch.int64)
-    _backend._C.random_bits(n, seed, offset, _backend.arg(out), _backend.place(like))
+    backend._C.random_bits(n, seed, offset, backend.arg(out), backend.place(like))
     return out
 
 
@@ -50,14 +50,14 @@ def random_bits(
 
 
 def _gaussian(mean, std, shape, seed, offset):
-    if not _backend.native(std):
+    if not backend.native(std):
         return reference.gaussian_noise(mean, std, shape, seed, offset)
     out = std.new_empty(shape)
     mean, mean_strides = _flat_strides(mean, shape)
     std, std_strides = _flat_strides(std, shape)
-    _backend._C.gaussian_noise(
-        shape[0], out[:1].numel(), seed, offset, _backend.arg(mean), mean_strides,
-        _backend.arg(std), std_strides, _backend.arg(out), _backend.place(out),
+    backend._C.gaussian_noise(
+        shape[0], out[:1].numel(), seed, offset, backend.arg(mean), mean_strides,
+        backend.arg(std), std_strides, backend.arg(out), backend.place(out),
     )  # fmt: skip
     return out
 
@@ -106,22 +106,22 @@ def _structured_native(map_only, mean, level, channels, height, width, kind, rat
                        seed, offset):  # fmt: skip
     out = level.new_empty(level.shape[0], channels, height, width)
     mean, level = mean.contiguous(), level.contiguous()
-    _backend._C.structured_noise(
+    backend._C.structured_noise(
         map_only, level.shape[0], channels, height, width, kind, rate, floor, ceiling, seed, offset,
-        _backend.arg(mean), _backend.arg(level), _backend.arg(out), _backend.place(out),
+        backend.arg(mean), backend.arg(level), backend.arg(out), backend.place(out),
     )  # fmt: skip
     return out
 
 
 def _map(level, *sizes):
-    if not _backend.native(level):
+    if not backend.native(level):
         return reference.sigma_map(level, *sizes)
     return _structured_native(True, level, level, *sizes, 0, 0)
 
 
 def _structured(mean, level, channels, height, width, kind, rate, floor, ceiling, seed, offset):
     rest = (channels, height, width, kind, rate, floor, ceiling, seed, offset)
-    if not _backend.native(level):
+    if not backend.native(level):
         return reference.structured_noise(mean, level, *rest)
     return _structured_native(False, mean, level, *rest)
 
@@ -207,13 +207,13 @@ def _digits_fake(bank, batch, count, channels, height, width, seed, offset):
 
 
 def _digits(bank, batch, count, channels, height, width, seed, offset):
-    if not _backend.native(bank):
+    if not backend.native(bank):
         return reference.digit_overlay(bank, batch, count, channels, height, width, seed, offset)
     overlay, places, index = _digits_fake(bank, batch, count, channels, height, width, seed, offset)
     bank = bank.contiguous()
-    _backend._C.digit_overlay(
-        batch, count, *bank.shape, channels, height, width, seed, offset, _backend.arg(bank),
-        _backend.arg(index), _backend.arg(places), _backend.arg(overlay), _backend.place(bank),
+    backend._C.digit_overlay(
+        batch, count, *bank.shape, channels, height, width, seed, offset, backend.arg(bank),
+        backend.arg(index), backend.arg(places), backend.arg(overlay), backend.place(bank),
     )  # fmt: skip
     return overlay, places, index
 

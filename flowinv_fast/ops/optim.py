@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
+from .._base.tensors import accumulate_dtype
 from . import reference
 from ._register import check_float, check_like, register
 
 
 def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates, beta1, beta2, eps):
-    if not _backend.native(x):
+    if not backend.native(x):
         flat = (t.reshape(t.shape[0], -1) for t in (x, grad, exp_avg, exp_avg_sq, best))
         reference.adam_step(*flat, loss, best_loss, active, rates, beta1, beta2, eps)
         return
     grad, loss, active = grad.contiguous(), loss.contiguous(), active.contiguous()
-    _backend._C.adam_step(
+    backend._C.adam_step(
         x.shape[0], x[:1].numel(),
-        *map(_backend.arg, (x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates)),
-        beta1, beta2, eps, _backend.place(x),
+        *map(backend.arg, (x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates)),
+        beta1, beta2, eps, backend.place(x),
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def adam_step_(
     name = "adam_step_"
     check_float(name, "x", x)
     require(x.dim() >= 1, name, "x", "a batch dimension", "a scalar")
-    acc = reference.accumulate_dtype(x.dtype)
+    acc = accumulate_dtype(x.dtype)
     for argument, tensor in (
         ("grad", grad),
         ("exp_avg", exp_avg),

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
+from .._base.tensors import accumulate_dtype
 from . import reference
 from ._register import check_float, check_like, check_seed, differentiate, register
 
@@ -20,25 +21,25 @@ def _make(decode: bool):
         return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
 
     def forward(x, logdet, alpha):
-        if not _backend.native(x):
+        if not backend.native(x):
             return twin(x, logdet, alpha)
         out, logdet_out = outputs(x, logdet, alpha)
         x, logdet, n = x.contiguous(), logdet.contiguous(), x[:1].numel()
-        workspace = _backend.partials(x.shape[0], n, x)
-        _backend._C.logit(
-            decode, x.shape[0], n, alpha, _backend.arg(x), _backend.arg(logdet), _backend.arg(out),
-            _backend.arg(logdet_out), _backend.arg(workspace), _backend.place(x),
+        workspace = backend.partials(x.shape[0], n, x)
+        backend._C.logit(
+            decode, x.shape[0], n, alpha, backend.arg(x), backend.arg(logdet), backend.arg(out),
+            backend.arg(logdet_out), backend.arg(workspace), backend.place(x),
         )  # fmt: skip
         return out, logdet_out
 
     def backward(grad_out, grad_logdet, x, alpha):
-        if not _backend.native(x):
+        if not backend.native(x):
             return twin_backward(grad_out, grad_logdet, x, alpha)
         grad_in = x.new_empty(x.shape)
         grad_out, grad_logdet, x = (t.contiguous() for t in (grad_out, grad_logdet, x))
-        _backend._C.logit_backward(
-            decode, x.shape[0], x[:1].numel(), alpha, _backend.arg(grad_out),
-            _backend.arg(grad_logdet), _backend.arg(x), _backend.arg(grad_in), _backend.place(x),
+        backend._C.logit_backward(
+            decode, x.shape[0], x[:1].numel(), alpha, backend.arg(grad_out),
+            backend.arg(grad_logdet), backend.arg(x), backend.arg(grad_in), backend.place(x),
         )  # fmt: skip
         return grad_in
 
@@ -67,12 +68,12 @@ _encode, _decode = _make(False), _make(True)
 
 
 def _dequantise_native(x: Tensor, levels: int, seed: int, offset: int) -> Tensor:
-    if not _backend.native(x):
+    if not backend.native(x):
         return reference.dequantise(x, levels, seed, offset)
     out = x.new_empty(x.shape)
     x = x.contiguous()
-    _backend._C.dequantise(
-        x.numel(), levels, seed, offset, _backend.arg(x), _backend.arg(out), _backend.place(x)
+    backend._C.dequantise(
+        x.numel(), levels, seed, offset, backend.arg(x), backend.arg(out), backend.place(x)
     )
     return out
 
@@ -87,7 +88,7 @@ _dequantise = register(
 def _check(function: str, name: str, x: Tensor, logdet: Tensor, alpha: float) -> None:
     check_float(function, name, x)
     require(x.dim() >= 1, function, name, "a batch dimension", "a scalar")
-    check_like(function, "logdet", logdet, x, (x.shape[0],), reference.accumulate_dtype(x.dtype))
+    check_like(function, "logdet", logdet, x, (x.shape[0],), accumulate_dtype(x.dtype))
     require(0 < alpha < 0.5, function, "alpha", "a number in (0, 0.5)", alpha)
 
 

@@ -7,19 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _backend
-from ..errors import require
+from .._base import backend
+from .._base.errors import require
 from . import reference
 from ._register import check_float, register
 
 
 def _quantise(x, bits, low, high):
-    if not _backend.native(x):
+    if not backend.native(x):
         return reference.quantise_ste(x.detach(), bits, low, high)
     out = x.new_empty(x.shape)
     x = x.contiguous()
-    _backend._C.quantise(
-        x.numel(), bits, low, high, _backend.arg(x), _backend.arg(out), _backend.place(x)
+    backend._C.quantise(
+        x.numel(), bits, low, high, backend.arg(x), backend.arg(out), backend.place(x)
     )
     return out
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._base.tensors import accumulate_dtype
+
 LOG_2PI = math.log(2 * math.pi)
 
 # Which elements an affine coupling transforms; the others pass through and feed the conditioner.
@@ -24,11 +26,6 @@ MASKS = {"checkerboard_even": 0, "checkerboard_odd": 1, "channel_first": 2, "cha
 
 # Standard deviation maps of the structured noises (METHOD.md, noise models).
 SIGMA_KINDS = {"constant": 0, "sinusoidal_exp": 1, "sinusoidal_expm1": 2, "radial": 3}
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which log-determinants, log-densities and all arithmetic are carried."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _acc(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.data import image_grid, load_images, save_png
-from flowinv_fast.errors import ArgumentError
 
 
 def idx(images: np.ndarray) -> bytes:

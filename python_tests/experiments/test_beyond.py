@@ -47,7 +47,7 @@ def test_bound_of_a_normal_prior():
 def test_no_bound_is_null(monkeypatch):
     """Where 1 + mu std^2 is not positive, and JSON knows no infinity."""
     mu, infinite = torch.tensor([-40.0]), torch.tensor([torch.inf])
-    from flowinv_fast.diagnostics import RecoveryBound
+    from flowinv_fast.reconstruction.recovery import RecoveryBound
 
     monkeypatch.setattr(beyond, "recovery_bound", lambda *a: RecoveryBound(mu, infinite))
     told = beyond.bound(small(), torch.rand(1, 1, 4, 4), 2, 0)

@@ -12,7 +12,8 @@ import torch
 from helpers import assert_names, strided
 
 import flowinv_fast as ff
-from flowinv_fast import RealNVP, RealNVPConfig, _backend
+from flowinv_fast import RealNVP, RealNVPConfig
+from flowinv_fast._base import backend
 
 # Odd sides, one channel and many, no block and several, hidden widths off the engine's blocks.
 SHAPES = [
@@ -23,7 +24,7 @@ SHAPES = [
     ((1, 20, 12), {"hidden": 48, "scales": 3, "blocks": 3}),
 ]
 needs_bf16 = pytest.mark.skipif(
-    _backend._C is None or not _backend._C.cpu_bf16(), reason="no bf16 products on this CPU"
+    backend._C is None or not backend._C.cpu_bf16(), reason="no bf16 products on this CPU"
 )
 
 
@@ -227,7 +228,7 @@ def test_bad_arguments():
 
 def test_plain_torch_where_the_kernels_are_not_wanted(monkeypatch):
     flow = random_flow((1, 4, 4), 0.3, hidden=8, scales=1, blocks=1)
-    monkeypatch.setattr(_backend, "choice", "torch")
+    monkeypatch.setattr(backend, "choice", "torch")
     frozen = flow.freeze()
     assert not frozen.compiled and frozen.saved_bytes == 0
     assert_exact(errors(flow, frozen, True, 9), 2e-5)

@@ -11,8 +11,8 @@ from helpers import assert_names
 from safetensors.torch import load_file, save_file
 
 import flowinv_fast
+from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.data import sample_images
-from flowinv_fast.errors import ArgumentError
 from flowinv_fast.flows import RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
 
 

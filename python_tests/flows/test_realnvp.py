@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_names
 
-from flowinv_fast.errors import ArgumentError
+from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.flows import RealNVP, RealNVPConfig
 
 

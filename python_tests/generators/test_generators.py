@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators
+from flowinv_fast._base.errors import SolverError
 from flowinv_fast.data import load_images, sample_images
-from flowinv_fast.errors import SolverError
 from flowinv_fast.generators import (
     DCGAN,
     VAE,
@@ -25,7 +25,7 @@ from flowinv_fast.generators import (
     save_generator,
 )
 from flowinv_fast.generators.nets import companion, make
-from flowinv_fast.generators.train import GeneratorTraining, _gan_step, _vae_step, train_generator
+from flowinv_fast.training.generator import GeneratorTraining, _gan_step, _vae_step, train_generator
 
 KINDS = {"dcgan": DCGAN, "vae": VAE}
 
@@ -197,7 +197,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     with pytest.raises(TypeError):
         save_generator(moved(small()), path, {"not": {"for": object()}})
-    monkeypatch.setattr("flowinv_fast._weights.save_file", fails_half_way)
+    monkeypatch.setattr("flowinv_fast._base.weights.save_file", fails_half_way)
     with pytest.raises(OSError, match="no space left"):
         save_generator(moved(small()), path)
     assert path.read_bytes() == before
@@ -306,7 +306,7 @@ def test_the_seed_decides_the_first_weights(tmp_path):
 def test_an_epoch_shows_every_image_once_in_another_order(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "flowinv_fast.generators.train._vae_step",
+        "flowinv_fast.training.generator._vae_step",
         lambda decoder, encoder, optimisers, x, random: seen.append(x) or 0.0,
     )
     trained(tmp_path, epochs=2)

@@ -159,15 +159,15 @@ def test_bad_argument_is_named(case):
 
 def test_the_compiled_module_refuses_what_would_leave_memory():
     """Called past the checks of Python: short tensors and absurd sizes are errors, not crashes."""
-    from flowinv_fast import _backend
+    from flowinv_fast._base import backend
 
     z, out = torch.randn(1, 4), torch.zeros(1)
-    call = lambda batch, n, source: _backend._C.standard_normal_log_prob(
-        batch, n, source, _backend.arg(out), (0, 0, 0), (-1, 1, 0)
+    call = lambda batch, n, source: backend._C.standard_normal_log_prob(
+        batch, n, source, backend.arg(out), (0, 0, 0), (-1, 1, 0)
     )
-    call(1, 4, _backend.arg(z))
+    call(1, 4, backend.arg(z))
     torch.testing.assert_close(out, torch.distributions.Normal(0, 1).log_prob(z).sum(1))
-    good = _backend.arg(z)
+    good = backend.arg(z)
     for bad in ((1, 5, good), (2, 4, good), (-1, 4, good), (2**40, 2**40, good),
                 (1, 4, (0, 4, 0)), (1, 4, (good[0], 4, 4)), (1, 4, (good[0], 4, 99))):  # fmt: skip
         with pytest.raises(ValueError):

@@ -1,0 +1,1 @@
+"""What every wing stands on: errors, files, weights containers, tensors, the compiled module."""

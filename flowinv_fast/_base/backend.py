@@ -1,0 +1,148 @@
+"""The compiled module: loading it, choosing between it and the reference, handing tensors over."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError
+from .tensors import accumulate_dtype
+
+_CHOICES = ("auto", "cuda", "cpu", "torch")
+_DTYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.int64: 4,
+    torch.bool: 5,
+}
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TILE = 1024  # elements per partial sum, kTile of csrc/common/image_reduce.h
+
+choice = os.environ.get("FLOWINV_BACKEND", "auto").lower()
+if choice not in _CHOICES:
+    raise ArgumentError("flowinv_fast", "FLOWINV_BACKEND", f"one of {_CHOICES}", repr(choice))
+
+try:
+    from .. import _C
+except ImportError as error:
+    if choice != "torch":
+        raise ImportError(
+            "flowinv_fast._C, the compiled kernels, could not be loaded "
+            f"({error}). Install the package with 'pip install .' (or 'pip install -e .' to work "
+            "inside its source tree); FLOWINV_BACKEND=torch runs without it, slowly."
+        ) from error
+    _C = None
+
+_warned = False
+
+
+def native(tensor: Tensor) -> bool:
+    """Whether the compiled kernels serve this tensor; raises where they were asked for and cannot.
+
+    ``auto``: CPU kernels for CPU tensors, CUDA kernels for CUDA tensors where they were built,
+    else the reference with one warning. ``cpu`` and ``cuda`` refuse tensors elsewhere.
+    """
+    if choice == "torch":
+        return False
+    kind = tensor.device.type
+    if choice != "auto" and kind != choice:
+        raise ArgumentError(
+            "FLOWINV_BACKEND", "tensor", f"a tensor on {choice} (FLOWINV_BACKEND={choice})", kind
+        )
+    if kind == "cpu":
+        return True
+    if kind == "cuda" and _C.build_info["cuda"]:
+        return True
+    if choice == "cuda":
+        raise ArgumentError(
+            "FLOWINV_BACKEND", "build", "a build with CUDA (FLOWINV_BACKEND=cuda)",
+            f"one without: {_C.build_info['cpu_only_reason']}",
+        )  # fmt: skip
+    _warn_once(kind)
+    return False
+
+
+def _warn_once(kind: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        reason = _C.build_info["cpu_only_reason"] or f"no kernels for {kind}"
+        warnings.warn(f"flowinv_fast: {kind} tensors run on plain torch: {reason}", stacklevel=4)
+
+
+def arg(tensor: Tensor | None) -> tuple[int, int, int]:
+    """A tensor as the compiled module takes it; the caller keeps it alive."""
+    if tensor is None:
+        return (0, 0, 0)
+    return (tensor.data_ptr(), tensor.numel(), _DTYPES[tensor.dtype])
+
+
+def span(tensor: Tensor) -> tuple[int, int, int]:
+    """Like ``arg`` for a strided view: counts the elements up to the last one it reaches."""
+    if tensor.numel() == 0:
+        return (0, 0, _DTYPES[tensor.dtype])
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
+    return (tensor.data_ptr(), reach, _DTYPES[tensor.dtype])
+
+
+def place(tensor: Tensor) -> tuple[int, int, int]:
+    """(CUDA device or -1, CPU threads, CUDA stream) for work beside this tensor."""
+    if tensor.device.type == "cuda":
+        index = tensor.device.index
+        return (index, 1, torch._C._cuda_getCurrentRawStream(index))
+    return (-1, torch.get_num_threads(), 0)
+
+
+def batch_view(x: Tensor) -> Tensor:
+    """x with any stride between images and dense images: a copy only where that fails."""
+    dense = x[:1].is_contiguous() if x.shape[0] > 0 else True
+    return x if dense and (x.shape[0] < 2 or x.stride(0) >= x[0].numel()) else x.contiguous()
+
+
+def partials(batch: int, n: int, like: Tensor) -> Tensor | None:
+    """Workspace for the sums over an image of n elements; None where none is needed."""
+    tiles = (n + _TILE - 1) // _TILE
+    if like.device.type == "cpu" or tiles <= 1:
+        return None
+    return like.new_empty(batch * tiles, dtype=accumulate_dtype(like.dtype))
+
+
+def build_info() -> dict:
+    """What was built and what this machine offers, as plain values."""
+    built = dict(_C.build_info) if _C is not None else {"cpu_only_reason": "no compiled module"}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        **built,
+        "backend": choice,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def show_config() -> str:
+    """``build_info`` as text, a line each."""
+    info = build_info()
+    cuda = (
+        f"toolkit {info['cuda']}, architectures {info['cuda_architectures']}"
+        if info.get("cuda")
+        else f"not built: {info['cpu_only_reason']}"
+    )
+    lines = [
+        f"flowinv_fast {info.get('version', '')} on Python {info['python']}, {info['machine']}",
+        f"compiler     {info.get('compiler', 'none')}",
+        f"CPU kernels  {info.get('cpu_kernels', 'none')}, {info['threads']} threads",
+        f"CUDA kernels {cuda}",
+        f"GPUs here    {', '.join(info['gpus']) or 'none'}",
+        f"torch        {info['torch']}",
+        f"back end     {info['backend']} (FLOWINV_BACKEND)",
+    ]
+    return "\n".join(lines)

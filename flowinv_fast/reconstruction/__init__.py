@@ -1,0 +1,1 @@
+"""From measurements to images: problems, objectives, strategies, solvers, posterior draws."""

@@ -1,0 +1,65 @@
+"""How many images a solve can hold at once, and what a failed allocation looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flows import FrozenFlow
+
+_SHARE = 0.8  # of the free memory that a plan may use
+_GROUP = Path("/sys/fs/cgroup")
+_VECTORS = 24  # of an image's or measurement's size: Adam's state, iterates, residuals, gradients
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that can still be allocated there; None where that is not known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type != "cpu":
+        return None
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(1024 * int(line.split()[1]))
+        limit, used = ((_GROUP / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+        if limit != "max":
+            told = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+            cache = int(told["inactive_file"])  # which makes room when asked
+            limits.append(int(limit) - int(used) + cache)
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(limits, default=None)
+
+
+def planned(prior: Any, noise: Any, y: Tensor) -> int | None:
+    """Bytes that one image of a solve needs; None for a prior that does not tell."""
+    if not (isinstance(prior, FrozenFlow) and prior.compiled):
+        return None
+    numbers = max(torch.Size(prior.shape).numel(), y[0].numel())
+    total = prior.saved_bytes + prior.work_bytes + _VECTORS * numbers * y.element_size()
+    flow = getattr(noise, "flow", None)
+    if isinstance(flow, FrozenFlow):
+        places = getattr(noise, "places", None)
+        total += (1 if places is None else places.shape[-2]) * (flow.saved_bytes + flow.work_bytes)
+    return total
+
+
+def images_at_once(bytes_per_image: int | None, batch: int, device: torch.device) -> int:
+    """Images of a batch that fit; all of them where nothing is known."""
+    free = available(device) if bytes_per_image else None
+    if not free:
+        return max(1, batch)
+    return max(1, min(batch, int(_SHARE * free) // bytes_per_image))
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether this is a failed allocation, on a GPU or in host memory."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

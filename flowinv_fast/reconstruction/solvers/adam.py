@@ -1,0 +1,206 @@
+"""Adam over a batch of independent problems, each with its own best iterate and its own end."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ... import ops
+from ..._base.tensors import accumulate_dtype
+from ..objectives import Evaluate, Terms
+from .graph import capture
+
+_LOOK = 25  # steps queued on a GPU before the host looks, which waits for them
+
+
+class Status(enum.Enum):
+    """How an image's solve ended; the value is a sentence for people."""
+
+    CONVERGED = "the loss stopped improving"
+    MAX_STEPS = "all steps were taken; more steps may lower the loss further"
+    NON_FINITE = (
+        "the loss became non-finite and the best iterate before that was kept; try a smaller lr"
+    )
+    FAILED = "the loss was never finite, so there is no solution; try another init or a smaller lr"
+    BAD_MEASUREMENT = "the measurement holds NaN or infinity; the image was not solved"
+    INTERRUPTED = "interrupted; the best iterate so far was kept"
+
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
+
+@dataclass
+class Solution:
+    """Result of ``minimise``: best variable (B, ...), its terms, loss history, ends, steps (B,)."""
+
+    best: Tensor
+    terms: Terms
+    history: Tensor
+    status: list[Status]
+    steps: Tensor
+
+
+def minimise(
+    evaluate: Evaluate,
+    start: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    schedule: str = "cosine",
+    tol: float = 0.0,
+    patience: int = 50,
+    active: Tensor | None = None,
+    anneal: Callable[[float], None] | None = None,
+    exact: float = 0.2,
+    constant: bool = False,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    bar: tqdm | None = None,
+) -> Solution:
+    """Minimise one loss per image with Adam (one fused update per step).
+
+    An image stops when its best loss improved by no more than tol (1 + |best|) over ``patience``
+    steps, or when its loss is not finite; the others go on, and nothing of one image enters
+    another's iterates.
+
+    Args:
+        evaluate: variable (B, ...) to Terms of (B,).
+        start: first variable (B, ...); not changed.
+        steps, lr: number of steps and step size; with ``schedule`` "cosine" the step size falls
+            to zero along half a cosine, with "constant" it stays.
+        tol, patience: the stopping rule; tol 0 takes all steps.
+        active: (B,) bool, images to solve; None is all.
+        anneal: called with t in [0, 1] before each evaluation: a continuation of the problem that
+            is exact at t = 1, reached ``exact`` of the steps before the end. The best iterate is
+            chosen among the exact ones.
+        constant: the problem is the same at every t below 1; ``anneal`` is then called once.
+        callback: called with (step, losses (B,), variable) after each evaluation.
+        bar: progress bar to advance.
+    Returns:
+        The best iterates; losses of images that had stopped repeat their last in the history.
+    """
+    first_exact = steps - round(exact * steps) if anneal else 0
+    state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
+
+    def take(which: range, constant: bool) -> None:
+        advance, look = state.advance, 1
+        if constant and _capturable(start, len(which)):
+            advance, look = capture(state.advance, state.tensors()), _LOOK
+        for step in which:
+            if (step - which.start) % look == 0 and not state.active.any():
+                break
+            if not constant:
+                anneal(step / first_exact)
+            advance()
+            _report(state, step, callback, bar)
+
+    interrupted = False
+    try:
+        if first_exact and constant:
+            anneal(0.0)
+        if first_exact:
+            state.best_loss.fill_(-math.inf)  # nothing is best yet
+            take(range(first_exact), constant)
+        if anneal:
+            anneal(1.0)
+        state.begin_exact(first_exact)
+        take(range(first_exact, steps), True)
+    except KeyboardInterrupt:
+        interrupted = True
+    if anneal:
+        anneal(1.0)
+    return state.solution(interrupted)
+
+
+def _capturable(start: Tensor, steps: int) -> bool:
+    return start.is_cuda and steps >= _LOOK
+
+
+class _Adam:
+    """Everything a solve changes, on its device, so that a step needs nothing from the host."""
+
+    def __init__(self, evaluate, start, steps, lr, schedule, tol, patience, active):
+        self.evaluate, self.tol, self.patience = evaluate, tol, patience
+        x = start.detach().clone(memory_format=torch.contiguous_format)
+        batch, acc, device = x.shape[0], accumulate_dtype(x.dtype), x.device
+        self.x, self.best = x, x.clone()
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
+        everyone = torch.ones(batch, dtype=torch.bool, device=device)
+        self.active = everyone if active is None else active.clone()
+        self.non_finite = torch.zeros_like(everyone)
+        self.taken = torch.zeros(batch, dtype=torch.long, device=device)
+        self.best_loss = x.new_full((batch,), math.inf, dtype=acc)
+        self.shown = torch.full_like(self.best_loss, math.inf)  # of an image that stopped: its last
+        self.history = self.best_loss.new_zeros(steps, batch)
+        self.marks = self.history.clone() if tol > 0 else None  # best loss after each exact step
+        t = torch.arange(steps, dtype=torch.float64, device=device) / max(1, steps)
+        cosine = 0.5 * (1 + torch.cos(math.pi * t))
+        self.rates = ops.adam_rates(lr * (cosine if schedule == "cosine" else torch.ones_like(t)))
+        self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps so far
+        self.first_exact = self.done.clone()
+
+    def tensors(self) -> list[Tensor]:
+        """All that ``advance`` changes."""
+        return [v for v in vars(self).values() if isinstance(v, Tensor)]
+
+    def begin_exact(self, step: int) -> None:
+        self.first_exact.fill_(step)
+        self.best_loss.fill_(math.inf)
+
+    def advance(self) -> None:
+        """One step. In place and without a read by the host: a CUDA graph can hold it."""
+        loss, grad = value_and_gradient(self.evaluate, self.x)
+        finite = torch.isfinite(loss)
+        self.non_finite |= self.active & ~finite
+        self.active &= finite
+        self.taken += self.active
+        ops.adam_step_(
+            self.x, grad, self.exp_avg, self.exp_avg_sq, self.best, loss, self.best_loss,
+            self.active, self.rates.index_select(0, self.done)[0],
+        )  # fmt: skip
+        self.shown.copy_(torch.where(self.active, loss, self.shown))
+        self.history.index_copy_(0, self.done, self.shown[None])
+        if self.marks is not None:
+            self.marks.index_copy_(0, self.done, self.best_loss[None])
+            before = (self.done - self.patience).clamp_min(0)
+            gained = self.marks.index_select(0, before)[0] - self.best_loss
+            stuck = gained <= self.tol * (1 + self.best_loss.abs())
+            self.active &= ~(stuck & (self.done - self.patience >= self.first_exact))
+        self.done += 1
+
+    def solution(self, interrupted: bool) -> Solution:
+        # The last update's result was never scored; a solve cut short before its exact steps has
+        # no best.
+        with torch.no_grad():
+            last = self.evaluate(self.x)
+            better = self.active & (last.loss < self.best_loss) | (self.best_loss == -math.inf)
+            best = torch.where(better.view(-1, *[1] * (self.x.dim() - 1)), self.x, self.best)
+            terms = Terms(*(t.detach() for t in self.evaluate(best)))
+        failed, active = (~torch.isfinite(terms.loss)).tolist(), self.active.tolist()
+        reason = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        status = [
+            Status.FAILED if failed[i] else Status.NON_FINITE if broken
+            else reason if active[i] else Status.CONVERGED
+            for i, broken in enumerate(self.non_finite.tolist())
+        ]  # fmt: skip
+        return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
+
+
+def _report(state: _Adam, step: int, callback, bar: tqdm | None) -> None:
+    if callback:
+        callback(step, state.shown.clone(), state.x.clone())  # the state's own change later
+    if bar is not None:
+        bar.update()
+
+
+def value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:
+    variable = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = evaluate(variable).loss
+        (grad,) = torch.autograd.grad(loss.sum(), variable)
+    return loss.detach().to(accumulate_dtype(x.dtype)), grad.contiguous()

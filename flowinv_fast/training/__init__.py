@@ -1,0 +1,1 @@
+"""Training of priors: flows and generators, presets, model cards."""

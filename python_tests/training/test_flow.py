@@ -1,0 +1,304 @@
+"""Training: learns, resumes bit for bit, survives kills, is shared, refuses what it cannot use."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import torch.distributed as dist
+from helpers import assert_names
+from PIL import Image
+from safetensors import safe_open
+
+from flowinv_fast._base.errors import ArgumentError
+from flowinv_fast.cli import main
+from flowinv_fast.data import Crops, Stored, sample_images
+from flowinv_fast.flows import RealNVP, RealNVPConfig, load_flow
+from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.training.flow import TrainConfig, Trainer
+
+
+def stripes(n: int, seed: int) -> torch.Tensor:
+    """Images with one bright column: far from the identity flow's density."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 30, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    images[torch.arange(n), 0, :, torch.randint(0, 8, (n,), generator=generator)] = 220
+    return images
+
+
+CONFIG = RealNVPConfig((1, 8, 8), scales=2, hidden=8, blocks=1, smoothing=0.05)
+OPTIONS = {"batch": 32, "warmup": 5, "ema": 0.9, "lr": 3e-3}
+
+
+def trainer(folder, epochs, config=CONFIG, **options) -> Trainer:
+    options = TrainConfig(epochs=epochs, **{**OPTIONS, **options})
+    return Trainer(config, options, stripes(256, 0), stripes(64, 1), folder, progress=False)
+
+
+@pytest.mark.parametrize("support", ["bounded", "unbounded"])
+def test_learns(tmp_path, support):
+    config = RealNVPConfig((1, 8, 8), scales=2, hidden=8, blocks=1, support=support)
+    first = trainer(tmp_path, 8, config)
+    before = first.evaluate()["bits_per_dim"]
+    after = first.run(evaluate_every=100)["bits_per_dim"]
+    assert after < before - 0.1
+    assert load_flow(tmp_path / "flow.safetensors").info["bits_per_dim"] == after
+    assert (tmp_path / "samples.png").stat().st_size > 0
+
+
+def test_round_trip_at_34_couplings_with_trained_weights(tmp_path):
+    """6 scales at 64 x 64, the depth of the paper's colour prior, in float32."""
+    samples = torch.cat([sample_images("fashion-28"), sample_images("mnist-28")])
+    images = torch.nn.functional.interpolate(samples, (64, 64), mode="bilinear")
+    images = (255 * images).round().to(torch.uint8)
+    config = RealNVPConfig((1, 64, 64), scales=6, hidden=8, blocks=1, smoothing=0.05)
+    options = TrainConfig(epochs=8, batch=8, warmup=5, ema=0.9, lr=2e-3)
+    run = Trainer(config, options, images[:56], images[56:], tmp_path, progress=False)
+    before = run.evaluate()["bits_per_dim"]
+    assert run.run(evaluate_every=100)["bits_per_dim"] < before - 0.5
+    flow = load_flow(tmp_path / "flow.safetensors")
+    couplings = [m for m in flow.modules() if isinstance(m, AffineCoupling)]
+    assert len(couplings) == 34 and all(m.gain.abs().max() > 1e-3 for m in couplings)
+    x = flow.dequantise(images[56:] / 255, 1)
+    with torch.no_grad():
+        z, logdet = flow.encode(x.clone())
+        back, decode_logdet = flow.decode(z)
+    assert (back - x).abs().max() < 1e-4
+    torch.testing.assert_close(decode_logdet, -logdet, rtol=1e-5, atol=0.01)
+
+
+def weights(folder) -> dict:
+    return load_flow(folder / "flow.safetensors").state_dict()
+
+
+def assert_equal(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+MIXED = {"precision": "bf16", "recompute": True}
+
+
+@pytest.mark.parametrize("options", [{}, MIXED], ids=["fp32", "bf16-recompute"])
+def test_resumes_bit_for_bit(tmp_path, options):
+    trainer(tmp_path / "whole", 2, **options).run()
+    trainer(tmp_path / "parts", 1, **options).run()
+    trainer(tmp_path / "parts", 2, **options).run()
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_recomputing_learns_the_same(tmp_path):
+    trainer(tmp_path / "plain", 2).run()
+    trainer(tmp_path / "recomputed", 2, recompute=True).run()
+    plain, recomputed = weights(tmp_path / "plain"), weights(tmp_path / "recomputed")
+    torch.testing.assert_close(recomputed, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_is_seen_without_gradients(tmp_path):
+    """Folded weights are kept while no gradient is wanted, and a step is another weight."""
+    run, x = trainer(tmp_path, 1, warmup=0), torch.rand(2, 1, 8, 8)
+    for _ in range(3):
+        run._train_step()
+        with torch.no_grad():
+            seen = run.flow.log_prob(x)
+        torch.testing.assert_close(seen, run.flow.log_prob(x).detach())
+
+
+def command(folder, *more) -> list:
+    """A training of a small .npy array, as arguments of the command."""
+    if not (folder / "x.npy").exists():
+        np.save(folder / "x.npy", stripes(240, 0)[:, 0].numpy())
+    return ["train", "--data", str(folder / "x.npy"), "--hidden", "4", "--blocks", "1", "--scales",
+            "1", "--batch", "16", "--lr", "3e-3", "--warmup", "5", "--ema", "0.9", "--recompute",
+            "--threads", "1", "--quiet", *map(str, more)]  # fmt: skip
+
+
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def reached(folder) -> int:
+    """The step of the state in a folder, 0 if there is none."""
+    try:
+        with safe_open(folder / "state.safetensors", framework="pt") as file:
+            return json.loads(file.metadata()["trainer"])["step"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_killed_runs_end_with_the_bits_of_a_whole_one(tmp_path, seed):
+    """SIGKILL at random moments, while states are written every few steps."""
+    dice, steps = random.Random(seed), []
+    options = ["--epochs", "14", "--evaluate-every", "7", "--save-minutes", "0.0005"]
+    assert main(command(tmp_path, *options, "--out", tmp_path / "whole")) == 0
+    killed = tmp_path / "killed"
+    call = [sys.executable, "-m", "flowinv_fast.cli", *command(tmp_path, *options, "--out", killed)]
+    for _ in range(3):
+        run = subprocess.Popen(call, env=ALONE, stdout=subprocess.DEVNULL)
+        try:
+            while reached(killed) <= (steps[-1] if steps else 0) and run.poll() is None:
+                time.sleep(0.02)
+            time.sleep(dice.uniform(0, 0.2))
+        finally:
+            run.send_signal(signal.SIGKILL)
+        if run.wait() == 0:
+            break  # through before the kill
+        steps.append(reached(killed))
+    assert steps and 0 < steps[0] < 14 * 13 and any(step % (7 * 13) for step in steps)
+    assert steps == sorted(set(steps)), "every run went on from where the last one was killed"
+    assert main(command(tmp_path, *options, "--out", killed)) == 0
+    assert_equal(weights(killed), weights(tmp_path / "whole"))
+
+
+def curve(folder) -> list:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["bits_per_dim"] for line in lines]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    options = ["--epochs", "5", "--out"]
+    assert main(command(tmp_path, *options, tmp_path / "one")) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = command(tmp_path, *options, tmp_path / "two", "--device", "cpu")
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "flowinv_fast.cli", *call],
+        env=ALONE, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights in") == 1 and "Warning" not in done.stderr
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one[0] - one[-1] > 0.02, "nothing was learnt"
+    assert two == pytest.approx(one, abs=1e-3)
+    torch.testing.assert_close(
+        weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.fixture
+def first_of_two(monkeypatch) -> None:
+    """torch.distributed as the first of two processes sees it, without the other."""
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2),
+                        ("init_process_group", None), ("destroy_process_group", None)):  # fmt: skip
+        monkeypatch.setattr(dist, name, lambda *a, value=value: value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+def test_batches_that_processes_cannot_share(tmp_path, capsys, first_of_two):
+    call = command(tmp_path, "--device", "cpu", "--out", tmp_path / "run")
+    for batch, words in (
+        (15, "a multiple of the 2 processes, got 15"),
+        (218, "at most the 216 im"),
+    ):
+        assert main([*call, "--batch", str(batch)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("flowinv-fast train: Trainer: batch: expected ") and words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_crops_are_trained_on(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        pixels = torch.randint(0, 256, (20, 14 + 4 * i, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{i}.png")
+    config = RealNVPConfig((3, 8, 8), scales=2, hidden=4, blocks=1)
+
+    def run(folder, epochs, size=(3, 8, 8)):
+        crops = Crops(tmp_path / "pictures", size, (8, 12), epoch=64)
+        held_out = crops.take(16, 1)
+        options = TrainConfig(epochs=epochs, **OPTIONS)
+        made = Trainer(config, options, crops, held_out, tmp_path / folder, progress=False)
+        return made.run()
+
+    assert run("whole", 3)["step"] == 6 and len(curve(tmp_path / "whole")) == 3
+    run("parts", 1.5)
+    run("parts", 3)
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert_names("images", lambda: run("other", 1, (3, 8, 4)))
+
+
+def test_start_is_where_training_begins(tmp_path):
+    before = trainer(tmp_path / "first", 2).run()
+    flow = load_flow(tmp_path / "first" / "flow.safetensors")
+    images, options = (stripes(200, 2), stripes(64, 1)), TrainConfig(epochs=1, **OPTIONS)
+    run = Trainer(CONFIG, options, *images, tmp_path / "second", progress=False, start=flow)
+    for weights in (run.flow.state_dict(), run.average.state_dict()):
+        assert_equal(weights, flow.state_dict())
+    assert run.evaluate()["bits_per_dim"] == before["bits_per_dim"]
+    run._train_step()
+    assert not torch.equal(next(run.flow.parameters()), next(flow.parameters()))
+    for other in ({"hidden": 9}, {"bits": 5}, {"support": "bounded"}):
+        start = RealNVP(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
+        assert_names("start", lambda start=start: Trainer(
+            CONFIG, options, *images, tmp_path / "third", progress=False, start=start,
+        ))  # fmt: skip
+    smoother = RealNVPConfig(**{**CONFIG.to_dict(), "smoothing": 0.2})
+    Trainer(smoother, options, *images, tmp_path / "third", progress=False, start=flow)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_without_smoothing_grey_levels_are_filled_evenly(tmp_path, bits):
+    """All of [0, 1) in 2^bits cells: the cell is the image's, the place in it uniform."""
+    config = RealNVPConfig((1, 8, 8), scales=1, hidden=4, blocks=0, bits=bits, smoothing=0.0)
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
+    options = TrainConfig(epochs=1, batch=64)
+    run = Trainer(config, options, images, images[:4], tmp_path, progress=False)
+    inputs, log_prob = [], run.log_prob
+    run.log_prob = lambda x: inputs.append(x) or log_prob(x)
+    run._train_step()
+    cells = inputs[0].double() * 2**bits
+    assert torch.equal(cells.floor().int(), (Stored(images).batch(0, 64) >> (8 - bits)).int())
+    assert cells.floor().unique().tolist() == list(range(2**bits))
+    for part in (cells < 2**bits / 4, cells > 2**bits * 3 / 4):
+        place = (cells - cells.floor())[part].numpy()
+        assert scipy.stats.kstest(place, "uniform").pvalue > 1e-6
+
+
+def test_interruption_keeps_what_was_learnt(tmp_path, monkeypatch):
+    run = trainer(tmp_path, 5)
+    step = run._train_step
+
+    def interrupt_at_ten():
+        if run.step == 10:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(run, "_train_step", interrupt_at_ten)
+    assert run.run()["step"] == 10
+    assert trainer(tmp_path, 5).step == 10
+
+
+def test_another_configuration_is_refused(tmp_path):
+    trainer(tmp_path, 1).evaluate()
+    with pytest.raises(ArgumentError, match="folder"):
+        trainer(tmp_path, 1, lr=1e-4)
+    (tmp_path / "state.safetensors").write_bytes(b"broken")
+    with pytest.raises(ArgumentError, match="folder"):
+        trainer(tmp_path, 1)
+
+
+def test_wrong_images_are_refused(tmp_path):
+    options = TrainConfig()
+    for images in (torch.rand(4, 1, 8, 8), stripes(4, 0)[:, :, :4], stripes(0, 0)):
+        with pytest.raises(ArgumentError, match="images"):
+            Trainer(CONFIG, options, images, stripes(4, 0), tmp_path)
+
+
+def test_log_has_one_line_per_evaluation(tmp_path):
+    trainer(tmp_path, 3).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_global_random_state_is_untouched(tmp_path):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    trainer(tmp_path, 0.2).run()
+    assert torch.equal(before, torch.get_rng_state())
