@@ -213,6 +213,24 @@ class RealNVP(nn.Module):
             for coupling in layers[kind]
         ]
 
+    def gains(self) -> list[nn.Parameter]:
+        """The gain of every coupling."""
+        return [coupling.gain for coupling in self.couplings()]
+
+    def conditioners(self) -> list[nn.Module]:
+        """The network of every coupling."""
+        return [coupling.conditioner for coupling in self.couplings()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.location.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the flow computes in."""
+        return self.location.dtype
+
     def freeze(
         self, precision: str = "fp32", device: torch.device | str | None = None
     ) -> FrozenFlow:

@@ -18,7 +18,8 @@ from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import sample_images
 from flowinv_fast.flows import RealNVP, RealNVPConfig, save_flow
-from flowinv_fast.training.card import card_page, held_out_images, write_card
+from flowinv_fast.training.card import card_page, write_card
+from flowinv_fast.training.measure import held_out_images
 
 KINDS = {
     "bounded": {"support": "bounded"},
@@ -91,8 +92,8 @@ def test_facts_against_direct_computation(tmp_path, no_matplotlib, kind):
     assert facts["training"] == flow.info and facts["conditions"]["seed"] == seed
     page = (tmp_path / "a.md").read_text()
     meaning = "differential" if kind == "smoothed" else "a bound"
-    for words in (f"**{held_out['bits_per_dim']:.4f} ± ", meaning, "150 of 150", "1,234.5",
-                  "stripes \\| dots", "`flowinv-fast train`"):  # fmt: skip
+    told = (meaning, "150 of 150", "1,234.5", "stripes \\| dots", "`flowinv-fast train`")
+    for words in (f"**{held_out['bits_per_dim']:.4f} ± ", *told):
         assert words in page
 
 
