@@ -14,11 +14,12 @@ from torch import Tensor
 from .._base.errors import require
 from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
-from ..flows.realnvp import RealNVP
+from ..flows.flow import Flow
 from . import measure
 from .flow import FlowTrainer, pixels
 
 TEMPERATURE, SAMPLES, SHOWN = 0.8, 64, 32
+_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # titles of the names in a weights file
 _TRAINING = {
     "data": "data",
     "start": "began at",
@@ -35,7 +36,7 @@ _TRAINING = {
 
 @torch.no_grad()
 def write_card(
-    flow: RealNVP,
+    flow: Flow,
     images: Tensor,
     out: str | os.PathLike,
     name: str,
@@ -125,8 +126,10 @@ def card_page(facts: dict) -> str:
         "unbounded": "unbounded: all of R^n",
     }[made["support"]]
     flow = {
-        "architecture": f"RealNVP, {made['scales']} scales, {made['couplings']} couplings"
-        + (", invertible 1x1 convolutions" if made["mixing"] else ""),
+        "architecture": f"{_ARCHITECTURES[made['name']]}, {made['scales']} scales, "
+        f"{made['couplings']} couplings"
+        + (", invertible 1x1 convolutions" if made.get("mixing") else "")
+        + (", conditional prior" if made.get("conditional_prior") else ""),
         "conditioners": f"{made['blocks']} residual blocks of {made['hidden']} channels",
         "parameters": f"{made['parameters']:,}",
         "images": f"{' x '.join(map(str, made['shape']))}, {made['bits']} bits",
@@ -182,9 +185,7 @@ def card_page(facts: dict) -> str:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _check(
-    flow: RealNVP, images: Tensor, out: str | os.PathLike[str], name: str, seed: int
-) -> None:
+def _check(flow: Flow, images: Tensor, out: str | os.PathLike[str], name: str, seed: int) -> None:
     require_images("write_card", "images", images, flow.shape)
     good = bool(name) and Path(name).name == name
     require(good, "write_card", "name", "a file name without folders", repr(name))
@@ -204,7 +205,7 @@ def _write_pages(facts: dict[str, Any], folder: Path, name: str) -> dict[str, An
 
 
 def _write_pictures(
-    flow: RealNVP,
+    flow: Flow,
     images: Tensor,
     log_probs: dict[str, Tensor],
     folder: Path,
@@ -231,7 +232,7 @@ def _pictures(samples: Tensor, held_out: Tensor, path: Path) -> None:
     save_png(torch.cat([grids[0], white, grids[1]], 1), path, max(1, round(60 / held_out.shape[3])))
 
 
-def _histogram(flow: RealNVP, log_probs: dict[str, Tensor], path: Path) -> bool:
+def _histogram(flow: Flow, log_probs: dict[str, Tensor], path: Path) -> bool:
     """bits/dim of every group, a row each, as a PNG; False, and no file, without matplotlib."""
     try:
         import matplotlib
