@@ -14,4 +14,4 @@ format:          ## apply the formatters
 	ruff format . && ruff check --fix .
 	clang-format -i $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp')
 bench:           ## kernel benchmark and tables
-	python bench/kernels.py && python bench/tables.py
+	python bench/kernels.py && python bench/fill.py

@@ -5,7 +5,7 @@
 #   OUT=gpu-results bash bench/gpu.sh
 #
 # Leaves logs and JSON under $OUT. Afterwards: copy the JSON to bench/results/, run
-# `python bench/tables.py`, bring bench/GPU_STATUS.md up to date.
+# `python bench/fill.py`, bring bench/GPU_STATUS.md up to date.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-gpu-results}

@@ -100,3 +100,29 @@ def test_trained_peers_are_our_flow(bench):
     config = RealNVPConfig((1, 8, 8), scales=2, hidden=4, blocks=1)
     far = disagreement(config, torch.rand(3, 1, 8, 8))
     assert len(far) == 3 and all(max(d.values()) < 1e-5 for d in far.values())
+
+
+def test_a_hole_is_filled_and_the_typed_text_is_left_alone(bench, monkeypatch):
+    import fill
+
+    monkeypatch.setitem(fill.TABLES, "sum", lambda results, a, b: [f"{int(a) + int(b)}"])
+    hole = "<!-- table: sum {} 2 -->\n{}<!-- /table -->\n"
+    page = "before 7\n" + hole.format(1, "stale\n") + "between\n" + hole.format(3, "") + "after"
+    wanted = "before 7\n" + hole.format(1, "\n3\n\n") + "between\n" + hole.format(3, "\n5\n\n")
+    assert fill.filled(page) == fill.filled(fill.filled(page)) == wanted + "after"
+    with pytest.raises(KeyError, match="none"):
+        fill.filled("<!-- table: none -->\n<!-- /table -->")
+
+
+def test_the_newest_result_of_a_machine_is_shown(bench, tmp_path):
+    from tables import newest
+
+    for name, (machine, date) in {
+        "a": ("A", "2026-01"),
+        "b": ("A", "2026-02"),
+        "c": ("B", "2025"),
+    }.items():
+        where = {"machine": machine, "date": date, "device": "cpu"}
+        (tmp_path / f"memory-{name}.json").write_text(json.dumps({"conditions": where, "rows": []}))
+    found = [result["conditions"] for result in newest(tmp_path, "memory")]
+    assert [(c["machine"], c["date"]) for c in found] == [("A", "2026-02"), ("B", "2025")]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import html
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from .._base.errors import ArgumentError
 from .._base.files import whole_file
 from ..data import image_grid, to_picture
 from ..metrics import interval
@@ -30,6 +34,22 @@ ABOUT = {
     "the default of each: beta of MAP, gamma of Asim.",
     "ood": "2-D sinusoidal noise (c = 0.2) on images of the other data set.",
 }
+
+
+def read(folder: str | os.PathLike) -> dict:
+    """What results.json of a run's folder holds, or results.json.gz.
+
+    Raises:
+        ArgumentError: neither is there, or it is not JSON.
+    """
+    plain = Path(folder) / "results.json"
+    packed = plain.with_suffix(".json.gz")
+    try:
+        return json.loads(
+            plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes())
+        )
+    except (OSError, ValueError) as error:
+        raise ArgumentError("report", "folder", "one with a results.json", error) from None
 
 
 def psnrs(row: dict) -> np.ndarray:

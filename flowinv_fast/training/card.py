@@ -16,22 +16,10 @@ from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
 from ..flows.flow import Flow
 from . import measure
+from .card_page import card_page
 from .flow import FlowTrainer, pixels
 
 TEMPERATURE, SAMPLES, SHOWN = 0.8, 64, 32
-_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # titles of the names in a weights file
-_TRAINING = {
-    "data": "data",
-    "start": "began at",
-    "train_images": "images",
-    "epoch": "epochs",
-    "seconds": "seconds",
-    "hardware": "hardware",
-    "command": "command",
-    "train_config": "settings",
-    "torch": "torch",
-    "licence": "licence",
-}
 
 
 @torch.no_grad()
@@ -105,81 +93,6 @@ def data_in_words(data: str | os.PathLike[str], crops: bool) -> str:
     """What held-out images are: the last two parts of their path, and whether they are crops."""
     source = "/".join(Path(data).resolve().parts[-2:])
     return f"random crops of the pictures of {source}" if crops else source
-
-
-def card_page(facts: dict) -> str:
-    """The card as Markdown, from what ``write_card`` returned or NAME.json holds."""
-    name, made, trained = facts["name"], facts["architecture"], facts["training"]
-    held_out, trip = facts["held_out"], facts["round_trip"]
-    shown, where = facts["pictures"], facts["conditions"]
-    if made["support"] == "bounded" or made["smoothing"] == 0:
-        noise = f"uniform over each of {2 ** made['bits']} grey levels"
-        meaning = "a bound on the code length of the discrete image, by uniform dequantisation"
-    else:
-        noise = f"Gaussian, standard deviation {made['smoothing']:g} of the range of grey"
-        meaning = (
-            "the differential code length of the image with this noise on it, which compares with "
-            "flows of the same smoothing only"
-        )
-    support = {
-        "bounded": f"bounded: images in [0, 1], first a logit with margin {made['alpha']:g}",
-        "unbounded": "unbounded: all of R^n",
-    }[made["support"]]
-    flow = {
-        "architecture": f"{_ARCHITECTURES[made['name']]}, {made['scales']} scales, "
-        f"{made['couplings']} couplings"
-        + (", invertible 1x1 convolutions" if made.get("mixing") else "")
-        + (", conditional prior" if made.get("conditional_prior") else ""),
-        "conditioners": f"{made['blocks']} residual blocks of {made['hidden']} channels",
-        "parameters": f"{made['parameters']:,}",
-        "images": f"{' x '.join(map(str, made['shape']))}, {made['bits']} bits",
-        "support": support,
-        "noise in training": noise,
-    }
-    training = {label: trained[key] for key, label in _TRAINING.items() if key in trained}
-    if "began at" in training:
-        began = training["began at"]
-        told = {k: began[k] for k in ("epoch", "seconds", "bits_per_dim") if k in began}
-        training["began at"] = ", ".join(f"{k} {v}" for k, v in told.items()) or "other weights"
-    if "command" in training:
-        training["command"] = f"`{training['command']}`"
-    finite = f"finite for {trip['latents_finite']} of {trip['latents']}"
-    if made["support"] == "bounded":
-        finite += "; not where a pixel reaches the end of [0, 1], where float32 has no logit"
-    back = {
-        f"decode(encode(x)) - x, {trip['images']} dequantised held-out images, white 1":
-            f"largest {_told(trip['pixels'], '.1e')}",
-        f"encode(decode(z)) - z over the largest entry of z, {trip['latents']} normal draws z":
-            f"largest {_told(trip['latent'], '.1e')}, median of the draws "
-            f"{_told(trip['latent_median'], '.1e')}, {finite}",
-    }  # fmt: skip
-    groups = [
-        f"| {row['group']} | {row['images']:,} | {row['finite']:,} | "
-        f"{_told(row['log_prob'], ',.1f')} | {_range(row['bits_per_dim'])} | "
-        f"{100 * row['likelier']:.1f} % |"
-        for row in facts["groups"]
-    ]
-    of = f" ({held_out['data']})" if held_out["data"] else ""
-    drawn = f"![bits/dim of these images]({name}-log_prob.png)"
-    lines = [
-        f"# {name}", "", "Written by `flowinv-fast card` from its JSON; not to be edited.", "",
-        *_rows(flow), "## Training", "", *_rows(training), "## Held-out images", "",
-        f"**{_told(held_out['bits_per_dim'], '.4f')} ± {_told(held_out['interval'], '.4f')} "
-        f"bits/dim** on {held_out['images']:,} images{of}: {meaning}. The 95 % "
-        "interval of the mean takes the images as independent. log p is finite for "
-        f"{held_out['finite']:,} of {held_out['images']:,}.", "",
-        f"![samples and held-out images]({name}-samples.png)", "",
-        f"Above {shown['samples']} samples at temperature {shown['temperature']:g}, below "
-        f"{shown['held_out']} held-out images.", "",
-        "## Density of other images", "",
-        "| images | number | finite log p | median log p, nats | bits/dim: median (5 % .. 95 %) | "
-        "likelier than the median held-out image |", "|---|---|---|---|---|---|", *groups, "",
-        drawn if shown["histogram"] else "The histogram needs matplotlib: left out.", "",
-        "## Round trip in float32", "", *_rows(back),
-        f"Measured by flowinv_fast {where['version']}, torch {where['torch']}, {where['device']}, "
-        f"{where['threads']} CPU thread(s), seed {where['seed']}.",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
 
 
 # --- pieces ---------------------------------------------------------------------------------------
@@ -290,24 +203,3 @@ def _asinh_scale(axis: Any, unit: float, most: float) -> None:
     axis.xaxis.set_major_locator(FixedLocator([*(-t for t in ticks), 0, *ticks]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _told(value: float | None, form: str) -> str:
-    return "not finite" if value is None else format(value, form)
-
-
-def _range(quantiles: list) -> str:
-    low, median, high = (_told(value, ".2f") for value in quantiles)
-    return f"{median} ({low} .. {high})"
-
-
-def _rows(facts: dict) -> list[str]:
-    """A Markdown table of two columns."""
-
-    def cell(fact) -> str:
-        if isinstance(fact, dict):
-            fact = ", ".join(f"{key} {value}" for key, value in fact.items())
-        told = f"{fact:,}" if isinstance(fact, (int, float)) else " ".join(str(fact).split())
-        return told.replace("|", "\\|")
-
-    return ["| | |", "|---|---|", *(f"| {k} | {cell(v)} |" for k, v in facts.items()), ""]

@@ -43,7 +43,7 @@ def drawn(problem, truth: torch.Tensor) -> torch.Tensor:
     return problem.measurements(truth, [random.randrange(2**31) for _ in truth])
 
 
-# --- the laws, by METHOD's formulas ---------------------------------------------------------------
+# --- the noise models, by the formulas of docs/method.md, section 4 -------------------------------
 
 
 def wave(count: int) -> np.ndarray:

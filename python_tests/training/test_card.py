@@ -18,7 +18,8 @@ from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import sample_images
 from flowinv_fast.flows import Flow, RealNVPConfig, realnvp, save_flow
-from flowinv_fast.training.card import card_page, write_card
+from flowinv_fast.training.card import write_card
+from flowinv_fast.training.card_page import card_page
 from flowinv_fast.training.measure import held_out_images
 
 KINDS = {
@@ -216,7 +217,7 @@ def test_bad_input(tmp_path):
 
 
 def test_command(tmp_path, capsys, monkeypatch, no_matplotlib):
-    """Named by the folder of training; bench/tables.py writes the same page from the JSON."""
+    """Named by the folder of training; bench/fill.py writes the same page from the JSON."""
     (tmp_path / "digits").mkdir()
     flow = realnvp(RealNVPConfig((1, 28, 28), scales=2, hidden=4, blocks=1))
     save_flow(flow, tmp_path / "digits" / "flow.safetensors")
@@ -231,19 +232,12 @@ def test_command(tmp_path, capsys, monkeypatch, no_matplotlib):
     assert "expected an existing file" in capsys.readouterr().err
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
-    import tables
+    import fill
 
-    for name, value in {
-        "ROOT": tmp_path,
-        "DOCS": tmp_path,
-        "RESULTS": tmp_path,
-        "PAGES": {},
-    }.items():
-        monkeypatch.setattr(tables, name, value)
-    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
-    assert tables.main() == 0
+    for name in ("ROOT", "DOCS", "RESULTS"):
+        monkeypatch.setattr(fill, name, tmp_path)
+    assert fill.main(["--check"]) == 0
     written = page.read_text()
     page.write_text(written.replace("bits/dim", "bits"))
-    assert tables.main() == 1
-    monkeypatch.setattr(sys, "argv", ["tables.py"])
-    assert tables.main() == 0 and page.read_text() == written
+    assert fill.main(["--check"]) == 1
+    assert fill.main([]) == 0 and page.read_text() == written

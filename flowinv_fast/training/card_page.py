@@ -1,0 +1,138 @@
+"""The page of a model card: the template ``card.md`` beside this file, filled with the facts.
+
+``$word`` stands for a value. A line that starts with ``{word}`` is kept where ``word`` is among the
+card's conditions, such as ``{bounded}``, and left out elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+_TEMPLATE = Path(__file__).parent / "card.md"
+_CONDITION = re.compile(r"\{(\w+)\}")
+_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # titles of the names in a weights file
+# Keys of a flow's ``info``, and what the card calls them.
+_TRAINING = {
+    "data": "data",
+    "start": "began at",
+    "train_images": "images",
+    "epoch": "epochs",
+    "seconds": "seconds",
+    "hardware": "hardware",
+    "command": "command",
+    "train_config": "settings",
+    "torch": "torch",
+    "licence": "licence",
+}
+
+
+def card_page(facts: dict[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        facts: what ``write_card`` returned, or what NAME.json holds.
+    """
+    made, histogram = facts["architecture"], facts["pictures"]["histogram"]
+    discrete = made["support"] == "bounded" or made["smoothing"] == 0
+    conditions = {
+        made["support"],
+        "uniform" if discrete else "gaussian",
+        "histogram" if histogram else "no_histogram",
+    }
+    kept = []
+    for line in _TEMPLATE.read_text("utf-8").splitlines(keepends=True):
+        condition = _CONDITION.match(line)
+        if condition is None:
+            kept.append(line)
+        elif condition[1] in conditions:
+            kept.append(line[condition.end() :])
+    values = {**_flow(made), **_held_out(facts), **_round_trip(facts), **_run(facts)}
+    return Template("".join(kept)).substitute(values, name=facts["name"])
+
+
+def _flow(made: dict[str, Any]) -> dict[str, str]:
+    return {
+        "architecture": _ARCHITECTURES[made["name"]],
+        "scales": str(made["scales"]),
+        "couplings": str(made["couplings"]),
+        "mixing": ", invertible 1x1 convolutions" if made.get("mixing") else "",
+        "prior": ", conditional prior" if made.get("conditional_prior") else "",
+        "blocks": str(made["blocks"]),
+        "hidden": str(made["hidden"]),
+        "parameters": f"{made['parameters']:,}",
+        "shape": " x ".join(map(str, made["shape"])),
+        "bits": str(made["bits"]),
+        "alpha": f"{made['alpha']:g}",
+        "levels": str(2 ** made["bits"]),
+        "smoothing": f"{made['smoothing']:g}",
+    }
+
+
+def _held_out(facts: dict[str, Any]) -> dict[str, str]:
+    held_out, pictures = facts["held_out"], facts["pictures"]
+    groups = [
+        f"| {row['group']} | {row['images']:,} | {row['finite']:,} | "
+        f"{_told(row['log_prob'], ',.1f')} | {_range(row['bits_per_dim'])} | "
+        f"{100 * row['likelier']:.1f} % |"
+        for row in facts["groups"]
+    ]
+    return {
+        "mean": _told(held_out["bits_per_dim"], ".4f"),
+        "interval": _told(held_out["interval"], ".4f"),
+        "images": f"{held_out['images']:,}",
+        "of": f" ({held_out['data']})" if held_out["data"] else "",
+        "finite": f"{held_out['finite']:,}",
+        "samples": str(pictures["samples"]),
+        "temperature": f"{pictures['temperature']:g}",
+        "shown": str(pictures["held_out"]),
+        "groups": "\n".join(groups),
+    }
+
+
+def _round_trip(facts: dict[str, Any]) -> dict[str, str]:
+    trip = facts["round_trip"]
+    return {
+        "trip_images": str(trip["images"]),
+        "pixel_error": _told(trip["pixels"], ".1e"),
+        "latents": str(trip["latents"]),
+        "latents_finite": str(trip["latents_finite"]),
+        "latent_error": _told(trip["latent"], ".1e"),
+        "latent_median": _told(trip["latent_median"], ".1e"),
+    }
+
+
+def _run(facts: dict[str, Any]) -> dict[str, str]:
+    """The flow's training, and what the card was measured with."""
+    info, where = facts["training"], facts["conditions"]
+    rows = {label: info[key] for key, label in _TRAINING.items() if key in info}
+    if "began at" in rows:
+        began = rows["began at"]
+        told = {k: began[k] for k in ("epoch", "seconds", "bits_per_dim") if k in began}
+        rows["began at"] = told or "other weights"
+    if "command" in rows:
+        rows["command"] = f"`{rows['command']}`"
+    names = ("version", "torch", "device", "threads", "seed")
+    return {
+        "training": "\n".join(f"| {label} | {_cell(fact)} |" for label, fact in rows.items()),
+        **{name: str(where[name]) for name in names},
+    }
+
+
+def _cell(fact: object) -> str:
+    if isinstance(fact, Mapping):
+        fact = ", ".join(f"{key} {value}" for key, value in fact.items())
+    told = f"{fact:,}" if isinstance(fact, (int, float)) else " ".join(str(fact).split())
+    return told.replace("|", "\\|")
+
+
+def _told(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
+
+
+def _range(quantiles: list[float | None]) -> str:
+    low, median, high = (_told(value, ".2f") for value in quantiles)
+    return f"{median} ({low} .. {high})"
