@@ -13,8 +13,8 @@ from string import Template
 from typing import Any
 
 _TEMPLATE = Path(__file__).parent / "card.md"
+_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # names in a weights file
 _CONDITION = re.compile(r"\{(\w+)\}")
-_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # titles of the names in a weights file
 # Keys of a flow's ``info``, and what the card calls them.
 _TRAINING = {
     "data": "data",
