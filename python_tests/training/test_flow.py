@@ -22,8 +22,7 @@ from safetensors import safe_open
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import Crops, Stored, sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig, load_flow
-from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.flows import AffineCoupling, RealNVPConfig, load_flow, realnvp
 from flowinv_fast.training.flow import TrainConfig, Trainer
 
 
@@ -235,7 +234,7 @@ def test_start_is_where_training_begins(tmp_path):
     run._train_step()
     assert not torch.equal(next(run.flow.parameters()), next(flow.parameters()))
     for other in ({"hidden": 9}, {"bits": 5}, {"support": "bounded"}):
-        start = RealNVP(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
+        start = realnvp(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
         assert_names("start", lambda start=start: Trainer(
             CONFIG, options, *images, tmp_path / "third", progress=False, start=start,
         ))  # fmt: skip
