@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_names
+from helpers import assert_names, standardisation
 from PIL import Image
 
 from flowinv_fast._base.errors import ArgumentError
@@ -132,7 +132,7 @@ def test_without_matplotlib(tmp_path, no_matplotlib):
 
 def test_densities_over_orders_of_magnitude(tmp_path):
     flow = make()
-    flow.layers[0].std.mul_(1e-4)
+    standardisation(flow).std.mul_(1e-4)
     facts = write_card(flow, pictures(flow, 5), tmp_path, "x")
     assert facts["groups"][0]["bits_per_dim"][1] > 1e4
     assert "5 of 5" in (tmp_path / "x.md").read_text()
@@ -141,7 +141,7 @@ def test_densities_over_orders_of_magnitude(tmp_path):
 def test_no_finite_density(tmp_path):
     """Still a card, which says so."""
     flow = make()
-    flow.layers[0].mean.fill_(math.nan)
+    standardisation(flow).mean.fill_(math.nan)
     facts = write_card(flow, pictures(flow, 5), tmp_path, "x")
     assert facts["held_out"]["finite"] == 0 and facts["held_out"]["bits_per_dim"] is None
     page = (tmp_path / "x.md").read_text()
