@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import __version__
+import flowinv_fast
+
 from ._base.errors import ArgumentError, SolverError
 from .experiments import commands as experiments
 from .training import commands as training
@@ -39,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="flowinv-fast",
         description="Image inverse problems with a normalizing-flow prior and noise model.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    version = f"%(prog)s {flowinv_fast.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)  # of every command that computes
     common.add_argument("--threads", type=int, help="CPU threads")
@@ -51,8 +53,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    import flowinv_fast
-
     print(flowinv_fast.show_config())
     print("shipped flows")
     for name, facts in flowinv_fast.available_flows().items():

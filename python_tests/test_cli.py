@@ -40,7 +40,7 @@ def test_parsing_loads_no_command():
     """The modules that compute are loaded by the command that runs."""
     code = (
         "import sys\nfrom flowinv_fast.cli import _parser\n_parser()\n"
-        "modules = ('training.flow', 'training.presets', 'data', 'experiments.runner')\n"
+        "modules = ('training.flow', 'training.presets', 'training.card', 'experiments.runner')\n"
         "print([name for name in modules if 'flowinv_fast.' + name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

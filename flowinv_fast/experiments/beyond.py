@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import metrics, noise, operators
-from ..flows import RealNVP
+from ..flows import Flow
 from ..reconstruction.posterior import sample_posterior
 from ..reconstruction.reconstruct import measure, reconstruct
 from ..reconstruction.recovery import recovery_bound
 
 
-def posterior(flow: RealNVP, truth: Tensor, steps: int, seed: int) -> tuple[dict, dict]:
+def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict, dict]:
     """Draws of the posterior under 2-D sinusoidal noise: facts, and pictures as arrays.
 
     Args:
@@ -41,7 +41,7 @@ def posterior(flow: RealNVP, truth: Tensor, steps: int, seed: int) -> tuple[dict
     return facts, {k: v.numpy() for k, v in pictures.items()}
 
 
-def bound(flow: RealNVP, truth: Tensor, steps: int, seed: int) -> dict:
+def bound(flow: Flow, truth: Tensor, steps: int, seed: int) -> dict:
     """Theorem 4.1 at reconstructions from Gaussian noise, beside the distance to the truth."""
     std, same = 0.2, operators.Identity()
     law = noise.Gaussian(std)

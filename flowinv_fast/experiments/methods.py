@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import baselines
-from ..flows import RealNVP
+from ..flows import Flow
 from ..generators import load_generator
 from ..reconstruction.objectives import DEFAULT_WEIGHT
 from ..reconstruction.reconstruct import Reconstruction, reconstruct
@@ -53,7 +53,7 @@ class Method:
 class Context:
     """What the methods share: the configuration, and the priors of its signal, loaded once."""
 
-    def __init__(self, config: ReproduceConfig, flow: RealNVP):
+    def __init__(self, config: ReproduceConfig, flow: Flow):
         self.config, self.flow = config, flow.freeze()
         names = SIGNALS[config.signal].generators
         self.generators = dict(zip(("gan", "vae"), map(load_generator, names)))

@@ -11,7 +11,7 @@ import torch
 from .._base.weights import WeightsFiles
 from .nets import DCGAN, VAE, GeneratorConfig, make
 
-_FILES = WeightsFiles(
+_FILES: WeightsFiles[DCGAN | VAE] = WeightsFiles(
     kind="flowinv_fast.generator.1",
     folder=Path(__file__).parent.parent / "data" / "generators",
     saver="save_generator",
@@ -36,7 +36,8 @@ def save_generator(
             them as they are.
     """
     stored = lambda _, t: t.to(dtype) if dtype and t.is_floating_point() else t
-    _FILES.save(generator, path, info, stored)
+    header = {"config": generator.config.to_dict(), "info": info or {}}
+    _FILES.save(generator, path, header, stored)
 
 
 def load_generator(
@@ -57,10 +58,8 @@ def load_generator(
     torch.Size([2, 1, 28, 28])
     """
     loaded = lambda t: t.float() if t.is_floating_point() else t
-    build = lambda config: make(GeneratorConfig(**config))
-    generator = _FILES.load(name_or_path, build, loaded)
-    assert isinstance(generator, (DCGAN, VAE))  # what build makes
-    return generator.to(device)
+    build = lambda header: make(GeneratorConfig(**header["config"]))
+    return _FILES.load(name_or_path, build, loaded).to(device)
 
 
 def available_generators() -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._base.errors import require
 from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
-from ..flows.realnvp import RealNVP
+from ..flows.flow import Flow
 from . import measure
 from .card_page import card_page
 from .flow import FlowTrainer, pixels
@@ -24,7 +24,7 @@ TEMPERATURE, SAMPLES, SHOWN = 0.8, 64, 32
 
 @torch.no_grad()
 def write_card(
-    flow: RealNVP,
+    flow: Flow,
     images: Tensor,
     out: str | os.PathLike,
     name: str,
@@ -98,9 +98,7 @@ def data_in_words(data: str | os.PathLike[str], crops: bool) -> str:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _check(
-    flow: RealNVP, images: Tensor, out: str | os.PathLike[str], name: str, seed: int
-) -> None:
+def _check(flow: Flow, images: Tensor, out: str | os.PathLike[str], name: str, seed: int) -> None:
     require_images("write_card", "images", images, flow.shape)
     good = bool(name) and Path(name).name == name
     require(good, "write_card", "name", "a file name without folders", repr(name))
@@ -120,7 +118,7 @@ def _write_pages(facts: dict[str, Any], folder: Path, name: str) -> dict[str, An
 
 
 def _write_pictures(
-    flow: RealNVP,
+    flow: Flow,
     images: Tensor,
     log_probs: dict[str, Tensor],
     folder: Path,
@@ -147,7 +145,7 @@ def _pictures(samples: Tensor, held_out: Tensor, path: Path) -> None:
     save_png(torch.cat([grids[0], white, grids[1]], 1), path, max(1, round(60 / held_out.shape[3])))
 
 
-def _histogram(flow: RealNVP, log_probs: dict[str, Tensor], path: Path) -> bool:
+def _histogram(flow: Flow, log_probs: dict[str, Tensor], path: Path) -> bool:
     """bits/dim of every group, a row each, as a PNG; False, and no file, without matplotlib."""
     try:
         import matplotlib

@@ -147,8 +147,8 @@ def _add_data(train: argparse.ArgumentParser) -> None:
         "--model",
         choices=MODELS,
         default="realnvp",
-        help="flows: realnvp (default), or glow, which mixes channels by 1x1 convolutions; "
-        "generators without a density: dcgan, vae",
+        help="flows: realnvp (default), or glow, with 1x1 convolutions and learned priors of the "
+        "latents that leave early; generators without a density: dcgan, vae",
     )
 
 

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._base.errors import SolverError, require
 from ..data.sources import Crops, Stored
-from ..flows.io import save_flow
-from ..flows.nets import conditioner_precision
-from ..flows.realnvp import RealNVP, RealNVPConfig
+from ..flows.conditioner import conditioner_precision
+from ..flows.flow import Flow, FlowConfig
+from ..flows.io import build_flow, save_flow
 from .trainer import TrainConfig, Trainer
 
 _MOST_BAD_STEPS = 20
@@ -96,13 +96,13 @@ class FlowTrainer(Trainer):
 
     weights_file = "flow.safetensors"
     loss_name = "bits"
-    config: RealNVPConfig
+    config: FlowConfig
     train_config: FlowTrainConfig
     held_out: Tensor
 
     def __init__(
         self,
-        config: RealNVPConfig,
+        config: FlowConfig,
         train_config: FlowTrainConfig,
         images: Tensor | Stored | Crops,
         held_out: Tensor,
@@ -110,7 +110,7 @@ class FlowTrainer(Trainer):
         device: str | torch.device = "cpu",
         info: dict[str, Any] | None = None,
         progress: bool = True,
-        start: RealNVP | None = None,
+        start: Flow | None = None,
     ):
         self._start, self.bad_steps = start, 0
         if start is not None:
@@ -119,7 +119,7 @@ class FlowTrainer(Trainer):
         super().__init__(config, train_config, images, held_out, folder, device, info, progress)
 
     def _build(self) -> None:
-        self.flow = RealNVP(self.config)
+        self.flow = build_flow(self.config)
         if self._start is not None:
             self.flow.load_state_dict(self._start.state_dict())
         self.flow.to(self.device).recompute = self.train_config.recompute
@@ -199,7 +199,7 @@ class FlowTrainer(Trainer):
         }
 
     @property
-    def model(self) -> RealNVP:
+    def model(self) -> Flow:
         """The flow with the moving average of the weights."""
         self.average.info = self.facts
         return self.average
@@ -217,7 +217,7 @@ class FlowTrainer(Trainer):
         )
 
 
-def _check_start(start: RealNVP, config: RealNVPConfig) -> None:
+def _check_start(start: Flow, config: FlowConfig) -> None:
     """A flow to start at has the architecture that is trained, but for the smoothing."""
     same = type(start.config) is type(config)
     found, wanted = start.config.to_dict(), config.to_dict()
@@ -228,7 +228,7 @@ def _check_start(start: RealNVP, config: RealNVPConfig) -> None:
 class _LogProb(nn.Module):
     """A flow's log p as the forward call that DistributedDataParallel wraps."""
 
-    def __init__(self, flow: RealNVP):
+    def __init__(self, flow: Flow):
         super().__init__()
         self.flow = flow
 
@@ -236,7 +236,7 @@ class _LogProb(nn.Module):
         return self.flow.log_prob(x)
 
 
-def pixels(flow: RealNVP, images: Tensor) -> Tensor:
+def pixels(flow: Flow, images: Tensor) -> Tensor:
     """uint8 images on the flow's device, at its pixel depth, float32 in [0, 1]."""
     return reduce_depth(images.to(flow.device), flow.config.bits).float() / 255
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._base.errors import SolverError, require
 from ..data.sources import Crops, Stored
-from ..flows.nets import conditioner_precision
+from ..flows.conditioner import conditioner_precision
 from ..generators.io import save_generator
 from ..generators.nets import DCGAN, VAE, GeneratorConfig, companion, make
 from .trainer import TrainConfig, Trainer

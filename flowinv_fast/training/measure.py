@@ -17,7 +17,9 @@ from .._base.backend import build_info
 from .._base.errors import ArgumentError, is_whole, require
 from ..data.images import fit_images, load_images, sample_images
 from ..data.sources import Crops
-from ..flows.realnvp import RealNVP
+from ..flows.flow import Flow
+from ..flows.io import architecture_of
+from ..flows.layers import AffineCoupling
 from ..metrics import interval
 from .flow import pixels
 
@@ -85,7 +87,7 @@ def other_images(other: str, shape: tuple[int, int, int], count: int) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def dequantised(flow: RealNVP, images: Tensor, seed: int) -> Iterator[Tensor]:
+def dequantised(flow: Flow, images: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches of uint8 images (N, C, H, W) as float32 with the noise of training."""
     blocks = math.ceil(math.prod(flow.shape) / 4)  # of the Philox stream, to an image
     for start in range(0, len(images), _BATCH):
@@ -94,7 +96,7 @@ def dequantised(flow: RealNVP, images: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def log_probs(
-    flow: RealNVP, groups: dict[str, Tensor], seed: int, progress: bool | None
+    flow: Flow, groups: dict[str, Tensor], seed: int, progress: bool | None
 ) -> dict[str, Tensor]:
     """log p in nats of every image of every group, (N,) float64 on the CPU."""
     frozen = flow.freeze()
@@ -110,16 +112,17 @@ def log_probs(
     return found
 
 
-def architecture(flow: RealNVP) -> dict[str, Any]:
-    """The configuration, and how many parameters and couplings it makes."""
+def architecture(flow: Flow) -> dict[str, Any]:
+    """Name and configuration, and how many parameters and couplings it makes."""
     return {
+        "name": architecture_of(flow.config),
         **flow.config.to_dict(),
         "parameters": sum(p.numel() for p in flow.parameters()),
-        "couplings": len(flow.conditioners()),
+        "couplings": sum(isinstance(layer, AffineCoupling) for layer in flow.layers),
     }
 
 
-def held_out_facts(flow: RealNVP, log_prob: Tensor, data: str) -> dict[str, Any]:
+def held_out_facts(flow: Flow, log_prob: Tensor, data: str) -> dict[str, Any]:
     """Mean bits/dim of held-out images with its 95 % interval; ``data`` says what they are."""
     bits = flow.bits_per_dim(log_prob)
     return {
@@ -131,7 +134,7 @@ def held_out_facts(flow: RealNVP, log_prob: Tensor, data: str) -> dict[str, Any]
     }
 
 
-def group_table(flow: RealNVP, log_probs: dict[str, Tensor]) -> list[dict[str, Any]]:
+def group_table(flow: Flow, log_probs: dict[str, Tensor]) -> list[dict[str, Any]]:
     """A row to each group of images: medians and quantiles, and how many beat the held-out ones."""
     median = log_probs[HELD_OUT].median()
     quantiles = lambda found: np.quantile(flow.bits_per_dim(found), (0.05, 0.5, 0.95))
@@ -149,7 +152,7 @@ def group_table(flow: RealNVP, log_probs: dict[str, Tensor]) -> list[dict[str, A
 
 
 def round_trip(
-    flow: RealNVP, images: Tensor, draws: torch.Generator, seed: int
+    flow: Flow, images: Tensor, draws: torch.Generator, seed: int
 ) -> dict[str, float | None]:
     """Largest errors of decode(encode(x)), and of encode(decode(z)) over the largest abs(z)."""
     images = images[:ROUND_TRIPS]

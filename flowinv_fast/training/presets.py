@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .._base.errors import require
 from .._base.files import user_folder
+from ..flows.glow import GlowConfig
 from ..flows.io import available_flows
 from ..flows.realnvp import RealNVPConfig
 from ..generators.nets import GeneratorConfig
@@ -75,11 +76,7 @@ PRESETS = {
 
 def _glow(preset: Preset) -> Preset:
     """The same sizes and settings for a Glow."""
-    from ..flows.glow import GlowConfig
-
-    known = {field.name for field in fields(GlowConfig)}
-    values = {k: v for k, v in preset.config.to_dict().items() if k in known and k != "mixing"}
-    return replace(preset, config=GlowConfig(**values))
+    return replace(preset, config=GlowConfig(**preset.config.to_dict()))
 
 
 _FLOW = Preset("", RealNVPConfig(_MNIST), FlowTrainConfig())

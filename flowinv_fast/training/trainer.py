@@ -22,8 +22,8 @@ from .._base.errors import ArgumentError, is_whole, require
 from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
 from ..data.sources import Crops, Stored
+from ..flows.conditioner import conditioner_precision
 from ..flows.frozen import PRECISIONS
-from ..flows.nets import conditioner_precision
 
 # Options that may change when a run goes on: none of them changes what is learnt.
 _FREE = ("epochs", "recompute", "compile")

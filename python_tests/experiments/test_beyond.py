@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from flowinv_fast.experiments import beyond
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import Flow, RealNVPConfig, realnvp
 
 
-def small() -> RealNVP:
+def small() -> Flow:
     """Untrained: the identity, so a standard normal prior."""
     config = RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0, support="unbounded")
-    return RealNVP(config).eval().requires_grad_(False)
+    return realnvp(config).eval().requires_grad_(False)
 
 
 def test_posterior_of_a_normal_prior():

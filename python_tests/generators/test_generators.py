@@ -155,7 +155,7 @@ def test_wrong_files(tmp_path):
     for name, content in texts.items():
         (tmp_path / name).write_bytes(content)
         paths.append(tmp_path / name)
-    flow = ff.RealNVP(ff.RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0))
+    flow = ff.realnvp(ff.RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0))
     ff.save_flow(flow, tmp_path / "flow.safetensors")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     paths += [tmp_path / "flow.safetensors", tmp_path / "other.safetensors"]

@@ -22,8 +22,7 @@ from safetensors import safe_open
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import Crops, Stored, sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig, load_flow
-from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.flows import AffineCoupling, GlowConfig, RealNVPConfig, load_flow, realnvp
 from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer
 
 
@@ -94,6 +93,19 @@ def test_resumes_bit_for_bit(tmp_path, options):
     trainer(tmp_path / "parts", 1, **options).run()
     trainer(tmp_path / "parts", 2, **options).run()
     assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_glow_learns_and_resumes_bit_for_bit(tmp_path, recompute):
+    config = GlowConfig((1, 8, 8), scales=2, hidden=8, blocks=1, smoothing=0.05)
+    whole = trainer(tmp_path / "whole", 3, config, recompute=recompute)
+    before = whole.evaluate()["bits_per_dim"]
+    assert whole.run()["bits_per_dim"] < before - 0.02
+    trainer(tmp_path / "parts", 1, config, recompute=recompute).run()
+    trainer(tmp_path / "parts", 3, config, recompute=recompute).run()
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    with pytest.raises(ArgumentError, match="folder"):
+        trainer(tmp_path / "parts", 3)  # a RealNVP
 
 
 def test_recomputing_learns_the_same(tmp_path):
@@ -243,7 +255,7 @@ def test_start_is_where_training_begins(tmp_path):
     run._train_step()
     assert not torch.equal(next(run.flow.parameters()), next(flow.parameters()))
     for other in ({"hidden": 9}, {"bits": 5}, {"support": "bounded"}):
-        start = RealNVP(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
+        start = realnvp(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
         third = tmp_path / "third"
         run = lambda start=start, third=third: FlowTrainer(
             CONFIG, options, *images, third, progress=False, start=start

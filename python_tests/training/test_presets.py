@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flowinv_fast.flows import RealNVP
+from flowinv_fast.flows import realnvp
 from flowinv_fast.training.presets import PRESETS
 
 TABLE_1 = {
@@ -50,8 +50,8 @@ def test_the_papers_settings(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_encodes(name):
     preset = PRESETS[name]
-    flow = RealNVP(replace(preset.config, hidden=2))
-    assert len(flow.couplings()) == 6 * (flow.config.scales - 1) + 4
+    flow = realnvp(replace(preset.config, hidden=2))
+    assert len(flow.gains()) == 6 * (flow.config.scales - 1) + 4
     assert preset.about
     x = torch.rand(2, *preset.config.shape)
     with torch.no_grad():
@@ -62,4 +62,4 @@ def test_every_preset_encodes(name):
 
 
 def test_the_colour_prior_has_34_couplings():
-    assert len(RealNVP(replace(PRESETS["celeba-hq-64"].config, hidden=2)).couplings()) == 34
+    assert len(realnvp(replace(PRESETS["celeba-hq-64"].config, hidden=2)).gains()) == 34
