@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from flowinv_fast.experiments import report
-from flowinv_fast.reconstruction.solvers import STRATEGIES, Strategy
+from flowinv_fast.reconstruction.strategies import STRATEGIES, Strategy
 from flowinv_fast.training.card import card_page
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +75,7 @@ def defaults_table(result: dict) -> list[str]:
         "`bench/defaults.py`: mean PSNR in dB (median loss gap in nats) over "
         f"{where['images']} real test images, "
         f"{where['steps']} steps, seed {where['seed']}, one start, commit "
-        f"{where['commit']}. The defaults of `map_image` and the start from the measurement come "
+        f"{where['commit']}. The defaults of `map-image` and the start from the measurement come "
         "from here.",
         "",
     ]  # fmt: skip
@@ -414,11 +414,12 @@ def _ways_table(task: str, rows: list[dict]) -> list[str]:
 
 
 def _plan(plan: Strategy) -> str:
+    first, last = plan.stages[0], plan.stages[-1]
     told = {
-        f"the first {100 * plan.latent:g} % in latent space (`map_image`)": plan.latent,
-        f"the last {100 * plan.lbfgs:g} % by L-BFGS": plan.lbfgs,
-        f"Gaussian noise on the variable, from std {plan.smoothing:g} to 0": plan.smoothing,
-        f"weight of log p_noise from {plan.tempering:g} to 1": plan.tempering < 1,
+        f"the first {100 * (first.share or 0):g} % in latent space (`map-image`)": first.share,
+        f"the last {100 * (last.share or 0):g} % by L-BFGS": last.solver == "lbfgs",
+        f"Gaussian noise on the variable, from std {first.smoothing:g} to 0": first.smoothing,
+        f"weight of log p_noise from {first.tempering:g} to 1": first.tempering < 1,
     }
     return "; ".join(t for t, used in told.items() if used) or "all by Adam, exact from the first"
 
