@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flowinv_fast.experiments import report
-from flowinv_fast.reconstruction.solvers import STRATEGIES
+from flowinv_fast.reconstruction.strategies import STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
 Lines = list[str]
@@ -311,10 +311,13 @@ def strategies(results: Path) -> Lines:
     head = ["`strategy=`", "share in latent space", "share by L-BFGS", "smoothing, std"]
     table = [[*head, "first weight of log p_noise"]]
     for name, plan in STRATEGIES.items():
+        first = plan.stages[0]
+        latent = sum(stage.share or 0 for stage in plan.stages if stage.space == "latent")
+        by_lbfgs = sum(stage.share or 0 for stage in plan.stages if stage.solver == "lbfgs")
         share = lambda part: f"{100 * part:g} %" if part else ""
-        smoothing = f"{plan.smoothing:g} to 0" if plan.smoothing else ""
-        tempering = f"{plan.tempering:g}" if plan.tempering < 1 else ""
-        cells = [share(plan.latent), share(plan.lbfgs), smoothing, tempering]
+        smoothing = f"{first.smoothing:g} to 0" if first.smoothing else ""
+        tempering = f"{first.tempering:g}" if first.tempering < 1 else ""
+        cells = [share(latent), share(by_lbfgs), smoothing, tempering]
         table.append([f"`{name}`", *cells])
     return markdown(table)
 

@@ -27,7 +27,7 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict, d
     y = measure(truth, same, law, torch.Generator().manual_seed(seed))
     start = reconstruct(y, same, flow, law, lr=0.1, steps=steps, seed=seed, progress=False)
     drawn = sample_posterior(
-        y, same, flow, law, 40, init=start.z, warm_up=2 * steps, thin=10, tempering=1.0, seed=seed
+        y, same, flow, law, 40, start=start.z, warm_up=2 * steps, thin=10, tempering=1.0, seed=seed
     )
     z = (drawn.mean - truth) / drawn.std.clamp_min(1e-3)
     facts = {
@@ -47,7 +47,7 @@ def bound(flow: Flow, truth: Tensor, steps: int, seed: int) -> dict:
     law = noise.Gaussian(std)
     y = measure(truth, same, law, torch.Generator().manual_seed(seed))
     found = reconstruct(
-        y, same, flow, law, method="map_image", steps=steps, seed=seed, progress=False
+        y, same, flow, law, objective="map-image", steps=steps, seed=seed, progress=False
     )
     norm = lambda t: t.flatten(1).norm(dim=1)
     told = recovery_bound(flow, found.x, norm(y - truth), std, 1e-2)

@@ -26,7 +26,9 @@ from .._base.errors import require
 from .._base.files import whole_file
 from ..data import image_grid, sample_images, to_picture
 from ..flows import load_flow
+from ..reconstruction.objectives import AsimLikelihood
 from ..reconstruction.reconstruct import measure, reconstruct
+from ..reconstruction.strategies import tempered
 from .tasks import loss_of_truth
 
 SHAPE = (1, 28, 28)
@@ -79,17 +81,18 @@ def tasks(seed: int = 0) -> list[Task]:
     one_bit = operators.SignSensing(784, SHAPE, seed)
     channel = noise.Sinusoidal.measurements(level=0.3, mean=0.3)
     loud = noise.Sinusoidal.measurements(level=1.0, mean=0.5)
-    digit_flow = noise.Flow(load_flow("digits-noise-28"), scale=0.5)
+    digit_flow = noise.FlowNoise(load_flow("digits-noise-28"), scale=0.5)
     same = lambda y: y
     return [
         Task(
             "digits", "digits on clothes, y = 0.5 x + 0.5 digit", "fashion-28", "fashion-28",
             operators.Scale(0.5), digit_flow, _RealDigits(), lambda y: 2 * y, (0.001, 0.01, 0.1),
-            {"method": "map_image", "restarts": 4},
+            {"objective": "map-image", "restarts": 4},
         ),
         Task(
             "sinusoidal", "2-D sinusoidal noise (exp, c = 0.2)", "fashion-28", "fashion-28",
-            operators.Identity(), rows, rows, same, (0.02, 0.05, 0.1), {"method": "map_image"},
+            operators.Identity(), rows, rows, same, (0.02, 0.05, 0.1),
+            {"objective": "map-image"},
         ),
         Task(
             "cs", "compressed sensing, 196 of 784, sinusoidal noise (level 0.3, mean 0.3)",
@@ -99,7 +102,7 @@ def tasks(seed: int = 0) -> list[Task]:
         Task(
             "1bit", "1-bit sensing, m = 784, sinusoidal noise outside the sign (level 1, mean 0.5)",
             "mnist-28", "digits-noise-28", one_bit, loud, loud, one_bit.guess, (0.1, 0.3, 0.6),
-            {"method": "map_image", "lr": 0.05, "tempering": 0.1}, {"init": "zeros"},
+            {"objective": "map-image", "lr": 0.05, "strategy": tempered(0.1)}, {"start": "zeros"},
         ),
     ]  # fmt: skip
 
@@ -169,7 +172,7 @@ def _solve(task: Task, images: int, seed: int, steps: int) -> tuple[dict, list[T
     grid = torch.tensor(task.gammas).repeat_interleave(images)
     tiled = y.repeat(len(task.gammas), *[1] * (y.dim() - 1))
     gaussian = reconstruct(
-        tiled, task.operator, prior, method="asim_likelihood", gamma=grid, **common, **task.baseline
+        tiled, task.operator, prior, objective=AsimLikelihood(grid), **common, **task.baseline
     )
     candidates = gaussian.x.view(len(task.gammas), images, *truth.shape[1:])
     scores = [mean_psnr(x) for x in candidates]

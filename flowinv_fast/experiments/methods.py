@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from .. import baselines
 from ..flows import Flow
 from ..generators import load_generator
-from ..reconstruction.objectives import DEFAULT_WEIGHT
-from ..reconstruction.reconstruct import Reconstruction, reconstruct
-from ..reconstruction.solvers import STRATEGIES
+from ..reconstruction.objectives import CSGM, MLE, AsimLikelihood, AsimProxy, Objective
+from ..reconstruction.reconstruct import reconstruct
+from ..reconstruction.result import Reconstruction
+from ..reconstruction.strategies import STRATEGIES, Strategy
 from .config import ReproduceConfig
 from .signals import SIGNALS
 from .tasks import Problem, rms
@@ -71,23 +72,30 @@ class Context:
         return Answer(found.x, found)
 
 
-def _map(**changes: Any) -> Callable:
-    """MAP with the options of the problem and these changes."""
+def _map(space: str | None = None, strategy: str | None = None, **changes: Any) -> Callable:
+    """MAP with the options of the problem and these changes.
+
+    "adam" leaves a tempered likelihood as it is: it takes the place of other solvers and stages.
+    """
 
     def solve(context: Context, problem: Problem, y: Tensor, beta: float) -> Answer:
         options = {**problem.ours, **changes}
-        return context.reconstruct(problem, y, context.flow, beta=beta, **options)
+        goal = replace(options.pop("objective"), beta=beta)
+        if space is not None:
+            goal = replace(goal, space=space)
+        tempers = strategy == "adam" and isinstance(options.get("strategy"), Strategy)
+        if strategy is not None and not tempers:
+            options["strategy"] = strategy
+        return context.reconstruct(problem, y, context.flow, objective=goal, **options)
 
     return solve
 
 
-def _flow_method(parameter: str, **options: Any) -> Callable:
+def _flow_method(objective: Callable[[float], Objective]) -> Callable:
     """A method of Asim et al. with the flow, by its weight."""
 
     def solve(context: Context, problem: Problem, y: Tensor, value: float) -> Answer:
-        return context.reconstruct(
-            problem, y, context.flow, lr=0.1, **{parameter: value}, **options
-        )
+        return context.reconstruct(problem, y, context.flow, lr=0.1, objective=objective(value))
 
     return solve
 
@@ -95,7 +103,7 @@ def _flow_method(parameter: str, **options: Any) -> Callable:
 def _csgm(kind: str) -> Callable:
     def solve(context: Context, problem: Problem, y: Tensor, lam: float) -> Answer:
         return context.reconstruct(
-            problem, y, context.generators[kind], method="csgm", lam=lam, lr=0.1,
+            problem, y, context.generators[kind], objective=CSGM(lam), lr=0.1,
             restarts=context.config.restarts,
         )  # fmt: skip
 
@@ -108,7 +116,7 @@ def _mle(kind: str) -> Callable:
     def solve(context: Context, problem: Problem, y: Tensor, lr: float) -> Answer:
         start = _csgm(kind)(context, problem, y, 0.3).found.z
         return context.reconstruct(
-            problem, y, context.generators[kind], method="mle", lr=lr, init=start
+            problem, y, context.generators[kind], objective=MLE(), lr=lr, start=start
         )
 
     return solve
@@ -145,9 +153,9 @@ METHODS = {
         Method("noisy", "measurement", "", (1.0,), lambda c, p, y, v: Answer(p.preview(y))),
         Method("map", "ours: MAP", "beta", (1.0, 0.5, 0.25, 0.1), _map()),
         Method("map-latent", "ours: MAP, latent space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map(method="map_latent", strategy="adam", lr=0.1, restarts=1), _middle),
+               _map("latent", "adam", lr=0.1, restarts=1), _middle),
         Method("map-image", "ours: MAP, image space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map(method="map_image", strategy="adam"),
+               _map("image", "adam"),
                lambda problem: problem.middle and problem.task == "cs-sinusoidal"),
         *(
             Method(f"map-{name}", f"ours: MAP, strategy {name}", "", (1.0,),
@@ -161,11 +169,11 @@ METHODS = {
         Method("csgm-gan", "CSGM, DCGAN", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("gan"), _generated),
         Method("csgm-vae", "CSGM, VAE", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("vae"), _generated),
         Method("asim", "Asim 2019, likelihood", "gamma", (0.003, 0.03, 0.1, 0.3),
-               _flow_method("gamma", method="asim_likelihood")),
+               _flow_method(AsimLikelihood)),
         Method("asim-proxy", "Asim 2019, proxy ||z||^2", "gamma", (0.03, 0.1, 0.3, 1.0),
-               _flow_method("gamma", method="asim_proxy"), _middle),
+               _flow_method(AsimProxy), _middle),
         Method("asim-norm", "Asim 2019, proxy ||z||", "gamma", (0.3, 1.0, 3.0, 10.0),
-               _flow_method("gamma", method="asim_proxy", squared=False), _middle),
+               _flow_method(lambda gamma: AsimProxy(gamma, squared=False)), _middle),
         Method("bm3d", "BM3D", "times the noise level", (0.5, 0.75, 1.0, 1.5), _bm3d,
                lambda problem: not _sensed(problem)),
         Method("lasso", "LASSO, DCT", "alpha", (1e-4, 1e-3, 3e-3, 1e-2), _lasso, _sensed),
@@ -176,7 +184,7 @@ METHODS = {
 OURS = "map"
 # Of the sensitivity task: the same factors around the default of either weight.
 BETAS = tuple(4.0**k for k in range(-2, 3))
-GAMMAS = tuple(DEFAULT_WEIGHT["gamma"] * beta for beta in BETAS)
+GAMMAS = tuple(AsimLikelihood().gamma * beta for beta in BETAS)
 
 
 def chosen_methods(problem: Problem) -> list[Method]:

@@ -17,7 +17,7 @@ from .._base.errors import ArgumentError
 from .._base.files import whole_file
 from ..data import image_grid, to_picture
 from ..metrics import interval
-from ..reconstruction.objectives import DEFAULT_WEIGHT
+from ..reconstruction.objectives import CSGM, MAP, AsimLikelihood
 from .methods import OURS
 
 ABOUT = {
@@ -264,7 +264,8 @@ def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     rows = [r for r in result["rows"] if r["task"] == task and (axis in r["at"] or not axis)]
-    at = lambda r: r["at"][axis] if axis else r["value"] / DEFAULT_WEIGHT[r["parameter"]]
+    weights = {"beta": MAP().beta, "gamma": AsimLikelihood().gamma, "lam": CSGM().lam}
+    at = lambda r: r["at"][axis] if axis else r["value"] / weights[r["parameter"]]
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r for r in rows if r["method"] == method]
         own.sort(key=at)

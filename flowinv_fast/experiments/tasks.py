@@ -17,8 +17,9 @@ from .._base.errors import require
 from ..data import Crops, load_images, sample_images
 from ..data.images import fit_images
 from ..flows import load_flow
-from ..reconstruction import objectives
+from ..reconstruction.objectives import MAP
 from ..reconstruction.reconstruct import measure
+from ..reconstruction.strategies import tempered
 from .config import ReproduceConfig
 from .signals import SHAPE, SIGNALS, Signal
 
@@ -41,7 +42,7 @@ class RealDigits:
 class PlacedDigits:
     """Real handwritten digits, halved, at the places of a law; its Gaussian on all other pixels."""
 
-    def __init__(self, digits: Tensor, law: noise.PlacedFlow):
+    def __init__(self, digits: Tensor, law: noise.PlacedFlowNoise):
         self.digits, self.law = digits, law
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
@@ -141,16 +142,16 @@ def _digits(digits: Tensor, shape: tuple[int, int, int]) -> Problem:
     flow = load_flow("digits-noise-28").freeze()
     halves = operators.Scale(0.5)
     if shape == SHAPE:
-        law, drawn = noise.Flow(flow, scale=0.5), RealDigits(digits)
+        law, drawn = noise.FlowNoise(flow, scale=0.5), RealDigits(digits)
         seen, ours = 0.5 * digits, {"restarts": 2}
     else:
-        law = noise.PlacedFlow(flow, torch.tensor(_PLACES), 0.01, scale=0.5)
+        law = noise.PlacedFlowNoise(flow, torch.tensor(_PLACES), 0.01, scale=0.5)
         drawn, ours = PlacedDigits(digits, law), {"strategy": "adam", "lr": 0.2}
         seen = drawn.sample((256, *shape), torch.Generator().manual_seed(0))
     return Problem(
         "digits", "", {}, halves, law, drawn, lambda y: 2 * y,
         seen.std(0, keepdim=True).clamp_min(1e-3), float(seen.mean()), (halves, halves.adjoint),
-        {"method": "map_image", **ours},
+        {"objective": MAP(space="image"), **ours},
     )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def _denoising(task: str, setting: str, at: dict[str, float], law: Any, shape: t
     std = law.std_like(torch.zeros(1, *shape))
     return Problem(
         task, setting, at, same, law, law, lambda y: y, std, law.mean, (same, same),
-        {"method": "map_image", "strategy": "adam"},
+        {"objective": MAP(space="image"), "strategy": "adam"},
     )  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def _sensing(m: int, shape: tuple[int, int, int], seed: int) -> Problem:
     return Problem(
         "cs-sinusoidal", f"m = {m}", {"measurements m": m}, operator, law, law, operator.adjoint,
         law.std_like(torch.zeros(1, m)), law.mean, (operator, operator.adjoint),
-        {"method": "map_latent", "strategy": "lbfgs", "lr": 0.1},
+        {"objective": MAP(), "strategy": "lbfgs", "lr": 0.1},
     )  # fmt: skip
 
 
@@ -185,9 +186,9 @@ def _one_bit(m: int, level: float, most: int, shape: tuple[int, int, int], seed:
     if m == most:
         at["noise level"] = level
     # Signs of a large image leave pixels free that only the coarse latents reach.
-    ours = {"method": "map_image", "tempering": 0.1, "lr": 0.05}
+    ours = {"objective": MAP(space="image"), "strategy": tempered(0.1), "lr": 0.05}
     if shape != SHAPE:
-        ours = {"method": "map_latent", "strategy": "adam", "tempering": 0.1, "lr": 0.1}
+        ours = {"objective": MAP(), "strategy": tempered(0.1), "lr": 0.1}
     return Problem(
         "cs-1bit", f"m = {m}" + ("" if level == 1 else f", level = {level:g}"), at, operator, law,
         law, operator.guess, law.std_like(torch.zeros(1, m)), law.mean,
@@ -276,9 +277,9 @@ def paper_selection(
 
 def loss_of_truth(truth: Tensor, y: Tensor, problem: Any, prior: Any, beta: float = 1.0) -> Tensor:
     """MAP loss of the true images, (B,): what an ideal optimiser must not exceed."""
-    evaluate = objectives.map_image(y, problem.operator, prior, problem.noise, beta)
+    goal = MAP(beta, "image")
     with torch.no_grad():
-        return evaluate(truth).loss
+        return goal.evaluate(y, problem.operator, prior, problem.noise, truth).loss
 
 
 def rms(std: Tensor) -> float:

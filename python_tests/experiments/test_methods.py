@@ -14,21 +14,22 @@ from flowinv_fast.experiments import methods
 from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.methods import METHODS, Context
 from flowinv_fast.experiments.tasks import problems
+from flowinv_fast.reconstruction.objectives import CSGM, MAP, MLE, AsimLikelihood, AsimProxy
 
 CONFIG = ReproduceConfig(images=2, steps=13, restarts=3, seed=7, quick=True)
-ADAM = {"method": "map_image", "strategy": "adam"}
+ADAM = {"objective": MAP(0.4, "image"), "strategy": "adam"}
 # method: (prior, options beyond steps, seed and no progress), at value 0.4, for denoise-radial
 WANTED = {
-    "map": ("flow", {**ADAM, "beta": 0.4}),
-    "map-latent": ("flow", {**ADAM, "method": "map_latent", "lr": 0.1, "beta": 0.4, "restarts": 1}),
-    "map-lbfgs": ("flow", {**ADAM, "strategy": "lbfgs", "beta": 0.4, "restarts": 1}),
-    "csgm-gan": ("gan", {"method": "csgm", "lam": 0.4, "lr": 0.1, "restarts": 3}),
-    "csgm-vae": ("vae", {"method": "csgm", "lam": 0.4, "lr": 0.1, "restarts": 3}),
-    "mle-gan": ("gan", {"method": "mle", "lr": 0.4, "init": "found"}),
-    "mle-vae": ("vae", {"method": "mle", "lr": 0.4, "init": "found"}),
-    "asim": ("flow", {"method": "asim_likelihood", "gamma": 0.4, "lr": 0.1}),
-    "asim-proxy": ("flow", {"method": "asim_proxy", "gamma": 0.4, "lr": 0.1}),
-    "asim-norm": ("flow", {"method": "asim_proxy", "gamma": 0.4, "lr": 0.1, "squared": False}),
+    "map": ("flow", ADAM),
+    "map-latent": ("flow", {**ADAM, "objective": MAP(0.4), "lr": 0.1, "restarts": 1}),
+    "map-lbfgs": ("flow", {**ADAM, "strategy": "lbfgs", "restarts": 1}),
+    "csgm-gan": ("gan", {"objective": CSGM(0.4), "lr": 0.1, "restarts": 3}),
+    "csgm-vae": ("vae", {"objective": CSGM(0.4), "lr": 0.1, "restarts": 3}),
+    "mle-gan": ("gan", {"objective": MLE(), "lr": 0.4, "start": "found"}),
+    "mle-vae": ("vae", {"objective": MLE(), "lr": 0.4, "start": "found"}),
+    "asim": ("flow", {"objective": AsimLikelihood(0.4), "lr": 0.1}),
+    "asim-proxy": ("flow", {"objective": AsimProxy(0.4), "lr": 0.1}),
+    "asim-norm": ("flow", {"objective": AsimProxy(0.4, squared=False), "lr": 0.1}),
 }
 
 
@@ -63,7 +64,7 @@ def test_options_of_a_solve(context, monkeypatch, name):
     assert options == {**want, "steps": 13, "seed": 7, "progress": False, "throw": False}
     assert answer.x is y and answer.found.z == "found"
     if name.startswith("mle"):  # from the solution of CSGM with the same generator
-        assert len(calls) == 2 and calls[0][0] is prior and calls[0][1]["method"] == "csgm"
+        assert len(calls) == 2 and calls[0][0] is prior and calls[0][1]["objective"] == CSGM(0.3)
     else:
         assert len(calls) == 1
 

@@ -157,7 +157,7 @@ def test_loss_and_gap(run, task):
     """Both losses again, from the densities alone."""
     truth, flow = sample_images("fashion-28", 2), ff.load_flow("fashion-28")
     if task == "digits":
-        f, law = lambda x: 0.5 * x, noise.Flow(ff.load_flow("digits-noise-28"), 0.5)
+        f, law = lambda x: 0.5 * x, noise.FlowNoise(ff.load_flow("digits-noise-28"), 0.5)
     else:
         f = ff.operators.GaussianSensing(200, (1, 28, 28), TINY.seed)
         law = noise.Sinusoidal.measurements(0.3, 0.3)
