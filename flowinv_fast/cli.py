@@ -228,7 +228,7 @@ def _add_train(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
         parents=[common],
         help="train a flow, a DCGAN or a VAE on your images",
         description="Train a prior on an IDX file, a .npy array or a folder of pictures. "
-        "Running the same command for a RealNVP again continues an interrupted run; torchrun "
+        "Running the same command for a flow again continues an interrupted run; torchrun "
         "shares it among processes.",
         epilog="presets: mnist-28 and celeba-hq-64, the paper's; photo-64, the latter for crops of "
         "photographs; mnist-28-small and photo-64-small, for CPUs. Options change a preset.",
