@@ -159,9 +159,11 @@ class FrEIA:
         net = nn.Module()
         net.forward = lambda seen: torch.cat(flat(seen), 1)
         self.module = AffineCouplingOneSided(
-            [(math.prod(shape),)], subnet_constructor=lambda *_: net, clamp_activation="TANH",
+            [(math.prod(shape),)],
+            subnet_constructor=lambda *_: net,
+            clamp_activation="TANH",
             split_len=len(flat.seen_at),
-        )  # fmt: skip
+        )
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         (x,), logdet = self.module((z.flatten(1).index_select(1, self.order),), rev=True)
