@@ -8,18 +8,49 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import ops
 from .._base import backend
 from .._base.errors import require
 from .._base.tensors import check_tensor
+from ..ops.frozen_flow import (
+    PRECISIONS,
+    CouplingRecord,
+    FactorOutRecord,
+    FrozenEngine,
+    MixingRecord,
+    Record,
+    SqueezeRecord,
+    StandardiseRecord,
+)
 from .nets import conditioner_precision
 
 if TYPE_CHECKING:
     from .realnvp import RealNVP, RealNVPConfig
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+
+@torch.no_grad()
+def _records(flow: RealNVP) -> list[Record]:
+    """The layers of a RealNVP with their weights as they are now, behind a logit if it has one."""
+    records: list[Record] = [StandardiseRecord(flow.location, flow.spread)]
+    for layers in flow.scales:
+        for kind in ("pixel", "channel"):
+            if kind not in layers:
+                continue
+            if kind == "channel":
+                records.append(SqueezeRecord())
+            for coupling in layers[kind]:
+                if coupling.mixing is not None:
+                    lower, upper = coupling.mixing._factors()
+                    weight = coupling.mixing.permutation @ lower @ upper
+                    records.append(MixingRecord(weight, float(coupling.mixing.log_size.sum())))
+                net = coupling.conditioner
+                convs = [net.first, *(c for block in net.blocks for c in block), net.last]
+                weights = [(c.weight(), c.bias) for c in convs]
+                records.append(CouplingRecord(coupling.mask, coupling.gain, weights))
+            if kind == "channel":
+                records.append(FactorOutRecord())
+    return records
 
 
 class FrozenFlow:
@@ -61,46 +92,18 @@ class FrozenFlow:
             device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.dtype = dtype
-        self.compiled = not flow.config.mixing and backend.native(torch.empty(0, device=device))
-        self._flow = self._words = None
-        self.weight_bytes = self.saved_bytes = self.work_bytes = 0
+        self.compiled = backend.native(torch.empty(0, device=device))
+        self._engine: FrozenEngine | None = None
+        self._flow: RealNVP | None = None
+        self.saved_bytes = self.work_bytes = 0
         if self.compiled:
-            self._pack(flow)
+            self._engine = engine = FrozenEngine(flow.shape, _records(flow), precision, device)
+            self.weight_bytes = engine.weight_bytes
+            self.saved_bytes, self.work_bytes = engine.saved_bytes, engine.work_bytes
         else:
             self._flow = copy.deepcopy(flow).to(device).eval().requires_grad_(False)
             self._flow.recompute = False
             self.weight_bytes = sum(4 * p.numel() for p in self._flow.parameters())
-
-    def _pack(self, flow: RealNVP) -> None:
-        on_device = backend.place(torch.empty(0, device=self.device))[0] >= 0
-        able = on_device or self.precision != "bf16" or backend._C.cpu_bf16()
-        require(able, "freeze", "precision", "'fp32' (this CPU has no bf16 products)", "'bf16'")
-        kept = []  # alive until the engine has read them
-
-        def arg(tensor: Tensor) -> tuple[int, int, int]:
-            kept.append(tensor.detach().cpu().contiguous())
-            return backend.arg(kept[-1])
-
-        couplings = []
-        with torch.no_grad():
-            for coupling in flow.couplings():
-                net = coupling.conditioner
-                convs = [net.first, *(c for block in net.blocks for c in block), net.last]
-                couplings.append((
-                    arg(coupling.gain),
-                    [(arg(c.weight()), arg(c.bias), *c.direction.shape[1::-1]) for c in convs],
-                ))  # fmt: skip
-        self._engine = engine = backend._C.FrozenFlow(
-            flow.shape, flow.config.scales, flow.config.hidden, flow.config.blocks,
-            arg(flow.location), arg(flow.spread), couplings,
-            PRECISIONS.index(self.precision), on_device,
-        )  # fmt: skip
-        self.weight_bytes, self.saved_bytes = engine.weight_bytes, engine.saved_bytes
-        self.work_bytes = 4 * engine.workspace
-        if on_device:
-            words = torch.empty(engine.words)
-            engine.copy_words(backend.arg(words))
-            self._words = words.to(self.device)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latent of an image: (B, C, H, W) float32 to z (B, N) and log|det dz/dx| (B,).
@@ -112,9 +115,9 @@ class FrozenFlow:
         if self._flow is not None:
             return self._plain(self._flow.encode, x)
         if self.config.support == "unbounded":
-            return _Walk.apply(x, self, False)
+            return ops.frozen_flow_encode(x, self._engine)
         x, before = ops.logit_encode(x, x.new_zeros(len(x)), self.config.alpha)
-        z, logdet = _Walk.apply(x, self, False)
+        z, logdet = ops.frozen_flow_encode(x, self._engine)
         return z, logdet + before
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,7 @@ class FrozenFlow:
         check_tensor("FrozenFlow.decode", "z", z, (math.prod(self.shape),), self.dtype, self.device)
         if self._flow is not None:
             return self._plain(self._flow.decode, z)
-        x, logdet = _Walk.apply(z, self, True)
+        x, logdet = ops.frozen_flow_decode(z, self._engine)
         if self.config.support == "unbounded":
             return x, logdet
         return ops.logit_decode(x, logdet, self.config.alpha)
@@ -156,43 +159,3 @@ class FrozenFlow:
     def _plain(self, transform, variable: Tensor) -> tuple[Tensor, Tensor]:
         with conditioner_precision(self.precision, self.device):
             return transform(variable)
-
-    # -- the engine ---------------------------------------------------------------------------
-
-    def _run(self, call, decode: bool, *tensors: Tensor | None) -> None:
-        """The engine's forward or backward on these tensors, images first in each."""
-        like, work = tensors[0], None
-        if self._words is not None:
-            work = torch.empty(len(like) * self._engine.workspace, device=self.device)
-        arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
-        call(decode, len(like), *arguments, backend.place(like))
-
-
-class _Walk(torch.autograd.Function):
-    """One direction of the flow, csrc/conditioner/frozen_flow.h."""
-
-    @staticmethod
-    @torch.compiler.disable
-    def forward(ctx, variable: Tensor, frozen: FrozenFlow, decode: bool):
-        batch, engine = len(variable), frozen._engine
-        variable = variable.contiguous()
-        out = variable.new_empty(batch, *(frozen.shape if decode else [math.prod(frozen.shape)]))
-        logdet = variable.new_empty(batch)
-        saved = None
-        if ctx.needs_input_grad[0]:
-            saved = variable.new_empty(batch, engine.saved_bytes, dtype=torch.bool)
-        frozen._run(engine.forward, decode, variable, out, logdet, saved)
-        ctx.save_for_backward(saved)
-        ctx.frozen, ctx.decode, ctx.shape = frozen, decode, variable.shape
-        return out, logdet
-
-    @staticmethod
-    @once_differentiable
-    @torch.compiler.disable
-    def backward(ctx, grad_out: Tensor, grad_logdet: Tensor):
-        (saved,) = ctx.saved_tensors
-        grad_out, grad_logdet = grad_out.contiguous(), grad_logdet.contiguous()
-        grad = grad_out.new_empty(ctx.shape)
-        frozen = ctx.frozen
-        frozen._run(frozen._engine.backward, ctx.decode, grad_out, grad_logdet, saved, grad)
-        return grad, None, None
