@@ -19,7 +19,7 @@ namespace flowinv {
 
 constexpr int kMixedOutputs = 4;  // computed together, so that an input is read once for four
 
-inline int mixed_groups(int channels) { return (channels + kMixedOutputs - 1) / kMixedOutputs; }
+FI_HD int mixed_groups(int channels) { return (channels + kMixedOutputs - 1) / kMixedOutputs; }
 
 // The outputs of one group, of a pixel or of a vector of pixels: sums over the inputs in order.
 template <class V>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class FrozenFlow:
         self.device = device
         self.dtype = dtype
         self.compiled = backend.native(torch.empty(0, device=device))
-        self._engine: FrozenEngine | None = None
+        self._engine: Any = None
         self._flow: RealNVP | None = None
         self.saved_bytes = self.work_bytes = 0
         if self.compiled:

@@ -32,7 +32,7 @@ class RealNVPConfig:
         smoothing: standard deviation of the Gaussian noise added to training images (in units of
             the [0, 1] range), unbounded support only; 0: uniform dequantisation instead.
         mixing: Glow's invertible 1x1 convolution before every channel coupling. Such a flow learns
-            faster, but freezes to plain torch: the compiled engine does not know it.
+            faster.
     """
 
     shape: tuple[int, int, int]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -181,9 +182,14 @@ class CouplingRecord:
         return apply(x, self._raw(x, mask), self.gain.to(x), logdet, mask)
 
     def _raw(self, x: Tensor, mask: int) -> Tensor:
-        moved = reference.transformed_map(*x.shape[1:], mask, device=x.device)
+        channels, height, width = x.shape[1:]
+        moved = reference.transformed_map(channels, height, width, mask, x.device)
         seen = x.masked_fill(moved, 0) if mask < 2 else x.chunk(2, dim=1)[3 - mask]
-        conv = lambda i, h: F.conv2d(h, *(t.to(x) for t in self.convs[i]), padding=1)  # noqa: E731
+
+        def conv(i: int, h: Tensor) -> Tensor:
+            weight, bias = self.convs[i]
+            return F.conv2d(h, weight.to(h), bias.to(h), padding=1)
+
         h = conv(0, seen)
         for i in range(1, len(self.convs) - 1, 2):
             h = h + conv(i + 1, F.relu(conv(i, F.relu(h))))
@@ -262,8 +268,10 @@ class FrozenEngine:
         precision: str = "fp32",
         device: torch.device | str | None = None,
     ):
-        require(precision in PRECISIONS, "FrozenEngine", "precision", f"one of {PRECISIONS}",
-                repr(precision))  # fmt: skip
+        wanted, got = f"one of {PRECISIONS}", repr(precision)
+        require(precision in PRECISIONS, "FrozenEngine", "precision", wanted, got)
+        good = len(shape) == 3 and min(shape) >= 1
+        require(good, "FrozenEngine", "shape", "three positive sizes (C, H, W)", shape)
         device = torch.device(device or "cpu")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
@@ -274,28 +282,29 @@ class FrozenEngine:
         able = on_device or precision != "bf16" or backend._C.cpu_bf16()
         wanted = "'fp32' (this CPU has no bf16 products)"
         require(able, "FrozenEngine", "precision", wanted, "'bf16'")
-        self.shape, self.precision, self.device = tuple(shape), precision, device
-        self.n = math.prod(shape)
-        self.plan = backend._C.FrozenFlow(self.shape, backend._C.PRECISIONS[precision], on_device)
+        channels, height, width = map(int, shape)
+        self.shape, self.n = (channels, height, width), channels * height * width
+        self.precision, self.device = precision, device
+        self._plan = backend._C.FrozenFlow(self.shape, backend._C.PRECISIONS[precision], on_device)
         for record in records:
-            record.pack(self.plan)
-        self.plan.finish()
-        self.weight_bytes, self.saved_bytes = self.plan.weight_bytes, self.plan.saved_bytes
-        self.work_bytes = 4 * self.plan.workspace
+            record.pack(self._plan)
+        self._plan.finish()
+        self.weight_bytes, self.saved_bytes = self._plan.weight_bytes, self._plan.saved_bytes
+        self.work_bytes = 4 * self._plan.workspace
         self._words: Tensor | None = None
         if on_device:
-            words = torch.empty(self.plan.words)
-            self.plan.copy_words(backend.arg(words))
+            words = torch.empty(self._plan.words)
+            self._plan.copy_words(backend.arg(words))
             self._words = words.to(device)
         self.handle = next(_handles)
         _engines[self.handle] = self
 
-    def run(self, call: Callable, decode: bool, *tensors: Tensor | None) -> None:
+    def _run(self, call: Callable, decode: bool, *tensors: Tensor | None) -> None:
         """The plan's forward or backward on these tensors, images first in each."""
         like, work = tensors[0], None
         assert like is not None
         if self._words is not None:
-            work = torch.empty(len(like) * self.plan.workspace, device=self.device)
+            work = torch.empty(len(like) * self._plan.workspace, device=self.device)
         arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
         call(decode, len(like), *arguments, backend.place(like))
 
@@ -331,71 +340,89 @@ def _unfold(tensor: Tensor, size: int) -> Tensor:
     return tensor.reshape(size, len(tensor) // size, *tensor.shape[1:])
 
 
+def _outputs(
+    decode: bool, x: Tensor, link: Tensor | None, handle: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-determinant, and the words [B, saved_bytes / 8] for the backward pass."""
+    engine, batch = _engine(handle), x.shape[0]
+    words = 0 if link is None else engine.saved_bytes // 8
+    return (
+        x.new_empty(batch, *(engine.shape if decode else (engine.n,))),
+        x.new_empty(batch),
+        x.new_empty(batch, words, dtype=torch.int64),
+    )
+
+
+def _forward(
+    decode: bool, x: Tensor, link: Tensor | None, handle: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    engine = _engine(handle)
+    out, logdet, saved = _outputs(decode, x, link, handle)
+    kept = saved if link is not None else None
+    engine._run(engine._plan.forward, decode, x.contiguous(), out, logdet, kept)
+    return out, logdet, saved
+
+
+def _backward_output(decode: bool, grad_out: Tensor, *rest: Any) -> Tensor:
+    engine, batch = _engine(rest[-1]), grad_out.shape[0]
+    return grad_out.new_empty(batch, *((engine.n,) if decode else engine.shape))
+
+
+def _backward(
+    decode: bool,
+    grad_out: Tensor,
+    grad_logdet: Tensor,
+    saved: Tensor,
+    link: Tensor | None,
+    handle: int,
+) -> Tensor:
+    engine = _engine(handle)
+    grad_in = _backward_output(decode, grad_out, handle)
+    given = (t.contiguous() for t in (grad_out, grad_logdet, saved))
+    engine._run(engine._plan.backward, decode, *given, grad_in)
+    return grad_in
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, link, handle = inputs
+    ctx.save_for_backward(output[2], link)
+    ctx.handle = handle
+    ctx.alive = _engine(handle)  # for as long as a backward pass may follow
+
+
 def _make(decode: bool) -> Callable:
     """The op of one direction, and its backward op."""
     name = "frozen_flow_decode" if decode else "frozen_flow_encode"
-
-    def outputs(x: Tensor, link: Tensor | None, handle: int) -> tuple[Tensor, Tensor, Tensor]:
-        engine, batch = _engine(handle), x.shape[0]
-        words = 0 if link is None else engine.saved_bytes // 8
-        return (
-            x.new_empty(batch, *(engine.shape if decode else (engine.n,))),
-            x.new_empty(batch),
-            x.new_empty(batch, words, dtype=torch.int64),
-        )
-
-    def forward(x: Tensor, link: Tensor | None, handle: int) -> tuple[Tensor, Tensor, Tensor]:
-        engine = _engine(handle)
-        out, logdet, saved = outputs(x, link, handle)
-        kept = saved if link is not None else None
-        engine.run(engine.plan.forward, decode, x.contiguous(), out, logdet, kept)
-        return out, logdet, saved
-
-    def backward_output(grad_out: Tensor, _grad_logdet, _saved, _link, handle: int) -> Tensor:
-        engine, batch = _engine(handle), grad_out.shape[0]
-        return grad_out.new_empty(batch, *((engine.n,) if decode else engine.shape))
-
-    def backward(
-        grad_out: Tensor, grad_logdet: Tensor, saved: Tensor, link: Tensor | None, handle: int
-    ) -> Tensor:
-        engine = _engine(handle)
-        grad_in = backward_output(grad_out, grad_logdet, saved, link, handle)
-        given = (t.contiguous() for t in (grad_out, grad_logdet, saved))
-        engine.run(engine.plan.backward, decode, *given, grad_in)
-        return grad_in
 
     def backward_vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         size, (*tensors, link, handle) = info.batch_size, arguments
         folded = (_fold(t, dim, size) for t, dim in zip(tensors, in_dims))
         return _unfold(backward_op(*folded, link, handle), size), 0
 
-    backward_op = register(
-        f"{name}_backward{_BACKWARD}", backward, backward_output, vmap=backward_vmap
-    )
+    def forward_vmap(info: Any, in_dims: tuple, x: Tensor, link: Any, handle: int) -> tuple:
+        folded = _fold(x, in_dims[0], info.batch_size)
+        # Only here is it seen whether a batch of a vmap requires a gradient.
+        results = forward_op(folded, _link(folded) if link is None else link, handle)
+        return tuple(_unfold(t, info.batch_size) for t in results), (0, 0, 0)
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, link, handle = inputs
-        ctx.save_for_backward(output[2], link)
-        ctx.handle = handle
-        ctx.alive = _engine(handle)  # for as long as a backward pass may follow
-
-    def op_backward(ctx: Any, grad_out: Tensor, grad_logdet: Tensor, _: Any) -> tuple:
+    def differentiate(ctx: Any, grad_out: Tensor, grad_logdet: Tensor, _: Any) -> tuple:
         saved, link = ctx.saved_tensors
         if link is None:
             raise RuntimeError(f"flowinv_fast::{name} kept nothing for a backward pass")
         return backward_op(grad_out, grad_logdet, saved, link, ctx.handle), None, None
 
-    def forward_vmap(info: Any, in_dims: tuple, x: Tensor, link: Any, handle: int) -> tuple:
-        size = info.batch_size
-        results = forward_op(_fold(x, in_dims[0], size), link, handle)
-        return tuple(_unfold(t, size) for t in results), (0, 0, 0)
-
+    backward_op = register(
+        f"{name}_backward{_BACKWARD}",
+        partial(_backward, decode),
+        partial(_backward_output, decode),
+        vmap=backward_vmap,
+    )
     forward_op = register(
         f"{name}{_SCHEMA.format('z' if decode else 'x')}",
-        forward,
-        outputs,
-        setup_context=setup_context,
-        backward=op_backward,
+        partial(_forward, decode),
+        partial(_outputs, decode),
+        setup_context=_setup_context,
+        backward=differentiate,
         vmap=forward_vmap,
     )
     return forward_op
