@@ -19,7 +19,7 @@ from .reconstruction.solvers import Status
 try:
     __version__ = version("flowinv_fast")
 except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0.1.0"
+    __version__ = "unknown"
 
 __all__ = [
     "ArgumentError",

@@ -50,8 +50,9 @@ void copy_words(const FrozenFlow& flow, const T& out) {
 
 // What both directions share. words, workspace: null where the flow is on the CPU.
 FrozenFlowParams params_of(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& words,
-                           const T& workspace, const PlaceTuple& place) {
-  check(flow.on_device == (std::get<0>(place) >= 0), "place: not where the flow was frozen for");
+                           const T& workspace, const ExecutionTuple& execution) {
+  check(flow.on_device == (std::get<0>(execution) >= 0),
+        "execution: not where the flow was frozen for");
   FrozenFlowParams p{};
   p.flow = &flow;
   p.decode = decode;
@@ -67,27 +68,27 @@ FrozenFlowParams params_of(const FrozenFlow& flow, bool decode, std::int64_t bat
 
 void run_forward(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& in, const T& out,
                  const T& logdet, const T& saved, const T& words, const T& workspace,
-                 const PlaceTuple& place) {
-  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, place);
+                 const ExecutionTuple& execution) {
+  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, execution);
   p.in = floats("in", in, product(batch, flow.n));
   p.out = const_cast<float*>(floats("out", out, product(batch, flow.n)));
   p.logdet = const_cast<float*>(floats("logdet", logdet, batch));
   p.saved = static_cast<char*>(
       TensorArg("saved", saved).get_or_null(DType::kBool, product(batch, flow.saved_bytes)));
-  run(frozen_flow, p, place_of(place));
+  run(frozen_flow, p, execution_of(execution));
 }
 
 void run_backward(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& grad_out,
                   const T& grad_logdet, const T& saved, const T& grad_in, const T& words,
-                  const T& workspace, const PlaceTuple& place) {
-  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, place);
+                  const T& workspace, const ExecutionTuple& execution) {
+  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, execution);
   p.backward = true;
   p.in = floats("grad_out", grad_out, product(batch, flow.n));
   p.grad_logdet = floats("grad_logdet", grad_logdet, batch);
   p.saved = static_cast<char*>(
       TensorArg("saved", saved).get(DType::kBool, product(batch, flow.saved_bytes)));
   p.out = const_cast<float*>(floats("grad_in", grad_in, product(batch, flow.n)));
-  run(frozen_flow, p, place_of(place));
+  run(frozen_flow, p, execution_of(execution));
 }
 
 }  // namespace

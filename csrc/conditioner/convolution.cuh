@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kConvolutionThreads)
 template <Precision kPrecision, class Source, class Sink>
 void convolve(const char* name, const PixelRows& rows, std::int64_t batch, const Fragments& weights,
               const std::uint32_t* words, const Source& source, const Sink& sink,
-              const Place& place) {
+              const Execution& place) {
   const auto run = [&](auto kernel, int m, int n) {
     const int units = (rows.count + 16 * m - 1) / (16 * m);
     constexpr int kWarps = kConvolutionThreads / 32;

@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads)
 template <Precision kPrecision>
 class Walk {
  public:
-  Walk(const FrozenFlowParams& p, const Place& place)
+  Walk(const FrozenFlowParams& p, const Execution& place)
       : p_(p), flow_(*p.flow), place_(place), space_(flow_) {
     state_ = array(space_.state), other_ = array(space_.other);
     a_ = array(space_.a), h_ = array(space_.h), partials_ = array(space_.partials);
@@ -397,7 +397,7 @@ class Walk {
 
   const FrozenFlowParams& p_;
   const FrozenFlow& flow_;
-  const Place& place_;
+  const Execution& place_;
   const DeviceWorkspace space_;
   float *state_, *other_, *a_, *h_, *partials_;
   std::int64_t stride_ = 0;  // between images of state_
@@ -405,7 +405,7 @@ class Walk {
 
 }  // namespace
 
-void frozen_flow(const FrozenFlowParams& p, const Place& place) {
+void frozen_flow(const FrozenFlowParams& p, const Execution& place) {
   switch (p.flow->precision) {
     case Precision::kFloat32: return Walk<Precision::kFloat32>(p, place).run();
     case Precision::kTf32: return Walk<Precision::kTf32>(p, place).run();

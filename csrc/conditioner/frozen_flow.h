@@ -23,7 +23,7 @@
 #include <mutex>
 #include <vector>
 
-#include "common/place.h"
+#include "common/execution.h"
 #include "coupling/affine_coupling.h"
 
 namespace flowinv {
@@ -62,6 +62,7 @@ struct PackedWeights {
 // How the numbers of a convolution are multiplied. kFloat32 on CUDA: a tf32 product and two of the
 // parts that tf32 leaves off.
 enum class Precision : int { kFloat32 = 0, kTf32 = 1, kBFloat16 = 2 };
+constexpr const char* kPrecisionNames[] = {"fp32", "tf32", "bf16"};
 
 // Words that a lane holds of an 8x8 piece of the weights, see common/mma.cuh.
 constexpr int fragment_words(Precision precision) {

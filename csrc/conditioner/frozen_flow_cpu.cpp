@@ -396,7 +396,7 @@ class Worker {
 
 }  // namespace
 
-void frozen_flow(const FrozenFlowParams& p, const Place& place) {
+void frozen_flow(const FrozenFlowParams& p, const Execution& place) {
   if (p.batch == 0) return;
   const FrozenFlow& flow = *p.flow;
   const Workspace space(flow);

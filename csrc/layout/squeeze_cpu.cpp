@@ -6,13 +6,13 @@
 namespace flowinv {
 namespace FI_ISA {
 
-void squeeze(const SqueezeParams& p, const Place& place) {
+void squeeze(const SqueezeParams& p, const Execution& execution) {
   for_word(p.element_size, [&](auto word) {
     using Word = decltype(word);
     // A unit is one row of the plain tensor: it pairs with two rows of the squeezed one.
     const std::int64_t channels = p.channels / 4, rows = 2 * p.height,
                        n = p.channels * p.height * p.width;
-    for_ranges(p.batch * channels * rows, 2 * p.width, place.threads,
+    for_ranges(p.batch * channels * rows, 2 * p.width, execution.threads,
                [&](std::int64_t u, std::int64_t end) {
                  for (; u < end; ++u) {
                    const std::int64_t y = u % rows, c = u / rows % channels,

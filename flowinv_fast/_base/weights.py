@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from .errors import ArgumentError, require
 from .files import user_folder, whole_file
 
 _KEY = "flowinv_fast"
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class WeightsFiles:
         stored: Callable[[str, Tensor], Tensor],
     ) -> None:
         """Write a module, whole or not at all; ``stored`` makes of (name, weight) what is kept."""
-        header = {"format": self.kind, "config": module.config.to_dict(), "info": info or {}}
+        config: Any = module.config
+        header = {"format": self.kind, "config": config.to_dict(), "info": info or {}}
         tensors = {
             name: stored(name, weight).detach().cpu().contiguous()
             for name, weight in module.state_dict().items()
@@ -54,9 +57,9 @@ class WeightsFiles:
     def load(
         self,
         name_or_path: str | os.PathLike,
-        make: Callable[[dict], nn.Module],
+        make: Callable[[dict], Module],
         loaded: Callable[[Tensor], Tensor],
-    ) -> nn.Module:
+    ) -> Module:
         """A shipped or a user's own module by name, or that of a file; weights without gradients.
 
         ``make`` builds it from its configuration, ``loaded`` turns a stored weight into its own.
@@ -93,8 +96,8 @@ class WeightsFiles:
         trained = user_folder() / str(name_or_path) / self.trained
         path = next((p for p in (shipped, trained) if p.is_file()), Path(name_or_path))
         names = ", ".join(path.stem for path in self._shipped())
-        require(path.is_file(), self.loader, "name_or_path", f"a file or one of: {names}",
-                str(name_or_path))  # fmt: skip
+        wanted = f"a file or one of: {names}"
+        require(path.is_file(), self.loader, "name_or_path", wanted, str(name_or_path))
         return path
 
     def _header(self, file: safe_open) -> dict:

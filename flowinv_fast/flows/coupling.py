@@ -44,9 +44,7 @@ class AffineCoupling(nn.Module):
         elif self.mask == "channel_second":
             seen = x.chunk(2, dim=1)[0]
         else:
-            transformed = ops.reference.transformed_map(
-                *x.shape[1:], ops.MASKS[self.mask], device=x.device
-            )
+            transformed = ops.transformed_map(*x.shape[1:], self.mask, device=x.device)
             seen = x.masked_fill(transformed, 0)
         return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
 

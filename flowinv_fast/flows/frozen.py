@@ -72,7 +72,7 @@ class FrozenFlow:
             self.weight_bytes = sum(4 * p.numel() for p in self._flow.parameters())
 
     def _pack(self, flow: RealNVP) -> None:
-        on_device = backend.place(torch.empty(0, device=self.device))[0] >= 0
+        on_device = backend.execution(torch.empty(0, device=self.device))[0] >= 0
         able = on_device or self.precision != "bf16" or backend._C.cpu_bf16()
         require(able, "freeze", "precision", "'fp32' (this CPU has no bf16 products)", "'bf16'")
         kept = []  # alive until the engine has read them
@@ -165,7 +165,7 @@ class FrozenFlow:
         if self._words is not None:
             work = torch.empty(len(like) * self._engine.workspace, device=self.device)
         arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
-        call(decode, len(like), *arguments, backend.place(like))
+        call(decode, len(like), *arguments, backend.execution(like))
 
 
 class _Walk(torch.autograd.Function):

@@ -11,9 +11,12 @@ from .._base.weights import WeightsFiles
 from .nets import DCGAN, VAE, GeneratorConfig, make
 
 _FILES = WeightsFiles(
-    "flowinv_fast.generator.1", Path(__file__).parent.parent / "data" / "generators",
-    "save_generator", "load_generator", "generator.safetensors",
-)  # fmt: skip
+    kind="flowinv_fast.generator.1",
+    folder=Path(__file__).parent.parent / "data" / "generators",
+    saver="save_generator",
+    loader="load_generator",
+    trained="generator.safetensors",
+)
 
 
 def save_generator(

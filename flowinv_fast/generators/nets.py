@@ -117,9 +117,9 @@ class VAE(_Generator):
     """The decoder of a VAE: the mean image of a latent."""
 
 
-def make(config: GeneratorConfig) -> _Generator:
+def make(config: GeneratorConfig) -> DCGAN | VAE:
     """An untrained generator of the configured kind."""
-    return {"dcgan": DCGAN, "vae": VAE}[config.kind](config)
+    return DCGAN(config) if config.kind == "dcgan" else VAE(config)
 
 
 def companion(config: GeneratorConfig) -> nn.Sequential:

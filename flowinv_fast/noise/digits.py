@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .gaussian import draw_seed
+from .._base.tensors import draw_seed
 
 
 class Digits:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .gaussian import check_positive, draw_seed
+from .._base.tensors import check_positive, draw_seed
 
 
 class Flow:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .._base.errors import require
-from ..noise.gaussian import as_like
+from .._base.tensors import as_like
 
 
 class Composable(nn.Module):
