@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PYTHON_FLOORS = {
     "_C": 0,
     "protocols": 0,
-    "_base": 1,
+    "_base": 2,
     "ops": 3,
     "flows": 4,
     "generators": 4,

@@ -113,3 +113,12 @@ void for_float_type(DType dtype, F&& f) {
 }
 
 }  // namespace flowinv
+
+// FI_FLOAT_OP(name, Params), in a kernel file, defines the launcher by its template over the storage
+// type, `template <class T> void name(const Params&, const Execution&)`.
+#define FI_FLOAT_OP(name, Params)                                     \
+  void name(const Params& params, const Execution& execution) {       \
+    for_float_type(params.dtype, [&](auto* type) {                    \
+      name<std::remove_pointer_t<decltype(type)>>(params, execution); \
+    });                                                               \
+  }

@@ -55,12 +55,3 @@ int cpu_isa();
   namespace FI_ISA { void name(const Params&, const Execution&); }
 #endif
 // clang-format on
-
-// FI_FLOAT_OP(name, Params), in a kernel file, defines the launcher by its template over the storage
-// type, `template <class T> void name(const Params&, const Execution&)`.
-#define FI_FLOAT_OP(name, Params)                                     \
-  void name(const Params& params, const Execution& execution) {       \
-    for_float_type(params.dtype, [&](auto* type) {                    \
-      name<std::remove_pointer_t<decltype(type)>>(params, execution); \
-    });                                                               \
-  }

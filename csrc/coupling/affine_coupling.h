@@ -20,9 +20,9 @@
 
 #include "common/check.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/execution.h"
 
 namespace flowinv {
 

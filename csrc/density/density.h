@@ -9,9 +9,9 @@
 
 #include "common/broadcast.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/execution.h"
 
 namespace flowinv {
 

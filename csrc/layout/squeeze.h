@@ -8,8 +8,8 @@
 
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/macros.h"
 #include "common/execution.h"
+#include "common/macros.h"
 
 namespace flowinv {
 

@@ -10,10 +10,10 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
 #include "common/philox.h"
-#include "common/execution.h"
 
 namespace flowinv {
 

@@ -10,9 +10,9 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/execution.h"
 
 namespace flowinv {
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from .._base import backend
 
-Sizes = Callable[..., Iterable[int]]
+Sizes = Callable[..., Sequence[int]]
 
 
 def names_of(schema: str) -> tuple[list[str], list[str]]:
@@ -47,7 +48,10 @@ class Kernel:
         self._constants = tuple(constants.values())
         self._written = {name for name in arguments if re.search(rf"!\) {name}\b", schema)}
         self._order: list[int] = []
-        self._by_kind: dict[str, list[int]] = {}
+        self._tensors: list[int] = []  # positions of the fields of each kind
+        self._images: list[int] = []
+        self._broadcast: list[int] = []
+        self._partials: list[int] = []
         self._in_place: list[tuple[int, str]] = []
         if backend._C is not None:
             self._plan([*constants, *arguments, *results])
@@ -55,6 +59,13 @@ class Kernel:
     def _plan(self, known: list[str]) -> None:
         """Where in (constants, arguments, results, sizes) the value of each field is found."""
         sizes = len(known)
+        kinds: dict[str, list[int]] = {
+            "value": [],
+            "tensor": self._tensors,
+            "images": self._images,
+            "broadcast": self._broadcast,
+            "partials": self._partials,
+        }
         for position, (field, kind) in enumerate(backend._C.fields[self.name]):
             if kind == "partials":
                 self._order.append(0)
@@ -65,50 +76,48 @@ class Kernel:
                 sizes += 1
             else:
                 raise TypeError(f"{self.name}: the schema has no {field}, a {kind} of the kernel")
-            self._by_kind.setdefault(kind, []).append(position)
+            kinds[kind].append(position)
             if field in self._written:
                 self._in_place.append((position, field))
 
-    def __call__(self, arguments: Sequence[Any], results: Sequence[Tensor | None]) -> None:
-        """Run it: ``results`` are written, as are the arguments that the schema says are."""
-        sizes = tuple(self._sizes(*arguments))
+    def __call__(self, arguments: Sequence[Any], results: Sequence[Any]) -> None:
+        """Run it on the arguments of the op.
+
+        ``results`` are written, tensors or None where the kernel allows that, and so are the
+        arguments that the schema says are.
+        """
+        sizes = self._sizes(*arguments)
         pool = (*self._constants, *arguments, *results, *sizes)
         values: list[Any] = [pool[i] for i in self._order]
         like = results[0] if results else arguments[0]
         for position, field in self._in_place:
             if not values[position].is_contiguous():
                 raise ValueError(f"{self.name}: {field} is written and must be contiguous")
-        kept = []  # alive until the kernel has run
-        for i in self._by_kind.get("tensor", ()):
+        kept: list[Tensor | None] = []  # alive until the kernel has run
+        for i in self._tensors:
             tensor = values[i]
             if tensor is None:
                 values[i] = (0, 0, 0)
             else:
                 kept.append(tensor := tensor.contiguous())
                 values[i] = (tensor.data_ptr(), tensor.numel(), backend.DTYPES[tensor.dtype])
-        for i in self._by_kind.get("images", ()):
+        for i in self._images:
             kept.append(tensor := dense_images(values[i]))
             values[i] = _strided_images(tensor)
-        for i in self._by_kind.get("broadcast", ()):
-            tensor, strides = flat_strides(values[i], results[-1].shape)  # type: ignore[union-attr]
+        for i in self._broadcast:
+            tensor, strides = flat_strides(values[i], results[-1].shape)
             kept.append(tensor)
             values[i] = (*backend.arg(tensor), *strides)
-        for i in self._by_kind.get("partials", ()):
-            n = 1
-            for size in sizes[1:]:
-                n *= size
-            workspace = backend.partials(sizes[0], n, like)  # type: ignore[arg-type]
+        for i in self._partials:
+            workspace = backend.partials(sizes[0], math.prod(sizes[1:]), like)
             kept.append(workspace)
             values[i] = backend.arg(workspace)
-        getattr(backend._C, self.name)(*values, backend.execution(like))  # type: ignore[arg-type]
+        getattr(backend._C, self.name)(*values, backend.execution(like))
 
 
 def images(x: Tensor, *rest: Any) -> tuple[int, int]:
     """(batch, elements of an image) of the first argument: sizes of many kernels."""
-    n = 1
-    for size in x.shape[1:]:
-        n *= size
-    return x.shape[0], n
+    return x.shape[0], math.prod(x.shape[1:])
 
 
 def elements(x: Tensor, *rest: Any) -> tuple[int]:

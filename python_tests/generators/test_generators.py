@@ -245,10 +245,9 @@ def test_shipped_generators_reconstruct(name, method):
     """A few steps lower the loss, which is that of the image returned."""
     generator, operator = load_generator(name), operators.GaussianSensing(100, (1, 28, 28))
     y, law = operator(images_like(name, 2)), noise.Gaussian(0.1)
-    got = ff.reconstruct(
-        y, operator, generator, law, method=method, lam=0.1, steps=15, progress=False,
-        seed=torch.randint(2**31, ()).item(),
-    )  # fmt: skip
+    options = {"method": method, "lam": 0.1, "steps": 15, "progress": False}
+    seed = int(torch.randint(2**31, ()))
+    got = ff.reconstruct(y, operator, generator, law, seed=seed, **options)
     assert (got.loss < got.history[0]).all()
     torch.testing.assert_close(got.x, generator(got.z))
     error = (y - operator(got.x)).square().sum(1)
@@ -440,9 +439,16 @@ def test_bad_images_are_named(case, tmp_path):
 
 
 BAD_TRAINING = [
-    ("epochs", 0), ("epochs", float("inf")), ("batch", 0), ("batch", 2.5), ("lr", 0.0),
-    ("lr", float("nan")), ("lr", "fast"), ("seed", -1), ("seed", 0.5),
-]  # fmt: skip
+    ("epochs", 0),
+    ("epochs", float("inf")),
+    ("batch", 0),
+    ("batch", 2.5),
+    ("lr", 0.0),
+    ("lr", float("nan")),
+    ("lr", "fast"),
+    ("seed", -1),
+    ("seed", 0.5),
+]
 
 
 @pytest.mark.parametrize("argument, value", BAD_TRAINING)
