@@ -69,10 +69,7 @@ class AffineCoupling(Layer[Tensor]):
         elif self.mask == "channel_second":
             seen = x.chunk(2, dim=1)[0]
         else:
-            channels, height, width = x.shape[1:]
-            transformed = ops.reference.transformed_map(
-                channels, height, width, ops.MASKS[self.mask], device=x.device
-            )
+            transformed = ops.transformed_map(*x.shape[1:], self.mask, device=x.device)
             seen = x.masked_fill(transformed, 0)
         return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
 

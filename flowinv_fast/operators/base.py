@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .._base.errors import require
-from ..noise.gaussian import as_like, cut
+from .._base.tensors import as_like, cut
 from ..protocols import Continuation, ForwardOperator, Initial, Linear, PerImage, provides
 
 Module = TypeVar("Module", bound=nn.Module)
