@@ -66,7 +66,7 @@ class Setting:
         return setting_title(self.task, self.label)
 
     def measurements(self, truth: Tensor, seeds: list[int]) -> Tensor:
-        """y (B, ...) of images (B, C, H, W), each with a seed of its own: the same for every method."""
+        """y (B, ...) of images (B, C, H, W), each by its own seed: the same for every method."""
         one = lambda x, seed: measure(
             x[None], self.operator, self.noise_source, torch.Generator().manual_seed(seed)
         )

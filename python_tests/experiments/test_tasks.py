@@ -145,7 +145,7 @@ def test_denoising_measures_the_image_itself(task):
 
 
 def test_digits_halve_the_image_and_add_half_a_digit():
-    """y = 0.5 x + 0.5 digit; the model is a flow over whole digits, scaled; the naive image is 2 y."""
+    """y = 0.5 x + 0.5 digit; the model is a scaled flow over whole digits, 2 y the naive image."""
     digits, truth = images(5), images(30)
     (setting,) = of("digits", digits=digits)
     y = drawn(setting, truth)
@@ -349,7 +349,7 @@ def test_images_of_another_size(folder, tmp_path):
 
 
 def test_colour_digits_lie_at_their_places():
-    """Halved digits at the model's places, its small Gaussian elsewhere, and its density the sum."""
+    """Halved digits at the model's places, its small Gaussian elsewhere; the density is the sum."""
     from scipy.stats import norm
 
     from flowinv_fast import load_flow
