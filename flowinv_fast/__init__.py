@@ -9,7 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from . import baselines, generators, metrics, noise, operators, ops
 from ._base.backend import build_info, show_config
 from ._base.errors import ArgumentError, SolverError
-from .flows import FrozenFlow, RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
+from .flows import (
+    Flow,
+    FrozenFlow,
+    GlowConfig,
+    RealNVPConfig,
+    available_flows,
+    glow,
+    load_flow,
+    realnvp,
+    save_flow,
+)
 from .reconstruction.posterior import sample_posterior
 from .reconstruction.reconstruct import Reconstruction, measure, reconstruct
 from .reconstruction.recovery import recovery_bound
@@ -23,8 +33,9 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 __all__ = [
     "ArgumentError",
+    "Flow",
     "FrozenFlow",
-    "RealNVP",
+    "GlowConfig",
     "RealNVPConfig",
     "Reconstruction",
     "SolverError",
@@ -33,12 +44,14 @@ __all__ = [
     "baselines",
     "build_info",
     "generators",
+    "glow",
     "load_flow",
     "measure",
     "metrics",
     "noise",
     "operators",
     "ops",
+    "realnvp",
     "reconstruct",
     "recovery_bound",
     "sample_posterior",

@@ -1,7 +1,30 @@
 """Normalizing flows: image priors and noise densities."""
 
+from .base import Layer
+from .flow import Flow, FlowConfig
 from .frozen import FrozenFlow
-from .io import available_flows, load_flow, save_flow
-from .realnvp import RealNVP, RealNVPConfig
+from .glow import GlowConfig, glow
+from .io import available_flows, build_flow, load_flow, save_flow
+from .layers import AffineCoupling, ChannelMixing, FactorOut, Logit, Squeeze, Standardise
+from .realnvp import RealNVPConfig, realnvp
 
-__all__ = ["FrozenFlow", "RealNVP", "RealNVPConfig", "available_flows", "load_flow", "save_flow"]
+__all__ = [
+    "AffineCoupling",
+    "ChannelMixing",
+    "FactorOut",
+    "Flow",
+    "FlowConfig",
+    "FrozenFlow",
+    "GlowConfig",
+    "Layer",
+    "Logit",
+    "RealNVPConfig",
+    "Squeeze",
+    "Standardise",
+    "available_flows",
+    "build_flow",
+    "glow",
+    "load_flow",
+    "realnvp",
+    "save_flow",
+]

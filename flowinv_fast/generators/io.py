@@ -10,10 +10,13 @@ import torch
 from .._base.weights import WeightsFiles
 from .nets import DCGAN, VAE, GeneratorConfig, make
 
-_FILES = WeightsFiles(
-    "flowinv_fast.generator.1", Path(__file__).parent.parent / "data" / "generators",
-    "save_generator", "load_generator", "generator.safetensors",
-)  # fmt: skip
+_FILES: WeightsFiles[DCGAN | VAE] = WeightsFiles(
+    kind="flowinv_fast.generator.1",
+    folder=Path(__file__).parent.parent / "data" / "generators",
+    saver="save_generator",
+    loader="load_generator",
+    trained="generator.safetensors",
+)
 
 
 def save_generator(
@@ -31,7 +34,8 @@ def save_generator(
         dtype: storage type of floating-point weights; None keeps them as they are.
     """
     stored = lambda _, t: t.to(dtype) if dtype and t.is_floating_point() else t
-    _FILES.save(generator, path, info, stored)
+    header = {"config": generator.config.to_dict(), "info": info or {}}
+    _FILES.save(generator, path, header, stored)
 
 
 def load_generator(
@@ -45,7 +49,7 @@ def load_generator(
         ArgumentError: no such generator, or a file that is damaged or of another kind.
     """
     loaded = lambda t: t.float() if t.is_floating_point() else t
-    build = lambda config: make(GeneratorConfig(**config))
+    build = lambda header: make(GeneratorConfig(**header["config"]))
     return _FILES.load(name_or_path, build, loaded).to(device)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import flows
 from .._base.errors import ArgumentError, is_whole, require
-from ..flows import FrozenFlow, RealNVP
+from ..flows import FrozenFlow
 from ..flows.frozen import PRECISIONS
 from . import objectives
 
@@ -82,8 +83,8 @@ def precision(precision: str | None, polish: int | None, prior: Any, steps: int)
     require(precision is None or precision in PRECISIONS, _NAME, "precision",
             f"None or one of {PRECISIONS}", repr(precision))  # fmt: skip
     frozen = isinstance(prior, FrozenFlow) and prior.precision == precision
-    require(precision is None or frozen or type(prior) is RealNVP, _NAME, "precision",
-            "None for a prior that is not a RealNVP", repr(precision))  # fmt: skip
+    require(precision is None or frozen or isinstance(prior, flows.Flow), _NAME, "precision",
+            "None for a prior that is not a Flow", repr(precision))  # fmt: skip
     good = polish is None or is_whole(polish) and polish <= steps
     require(good, _NAME, "polish", f"None or an integer in 0..{steps}", polish)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..flows import FrozenFlow, RealNVP
+from .. import flows, ops
+from ..flows import FrozenFlow
 from ..noise import Flow, PlacedFlow
 from . import objectives
 from .objectives import METHODS
@@ -77,7 +77,7 @@ class Problem:
 
 def freeze(part: Any, precision: str = "fp32") -> Any:
     """A flow, or the flow of our noise models, on the compiled engine; anything else as it is."""
-    if type(part) is RealNVP and part.location.dtype == torch.float32:
+    if isinstance(part, flows.Flow) and part.dtype == torch.float32:
         return part.freeze(precision)
     frozen = freeze(part.flow, precision) if type(part) in (Flow, PlacedFlow) else None
     if isinstance(frozen, FrozenFlow):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .. import ops
 from .._base.errors import SolverError, require
 from .._base.tensors import accumulate_dtype
-from ..flows import RealNVP
+from ..flows import Flow as AnyFlow
 from ..noise import Flow, PlacedFlow
 from . import checks as check
 from . import memory as memory
@@ -97,7 +97,7 @@ def reconstruct(
 
     Images do not influence one another: solving eight together equals solving each alone, to
     rounding and to the draws of restarts and smoothing. So a batch that does not fit into memory
-    is solved in parts, and a part that runs out of memory is halved. A RealNVP prior, and the flow
+    is solved in parts, and a part that runs out of memory is halved. A Flow prior, and the flow
     of a noise model, are frozen for the solve.
 
     Args:
@@ -135,7 +135,7 @@ def reconstruct(
         tol, patience: an image stops when its best loss gains no more than tol (1 + |best|) in
             ``patience`` steps; 0 takes all steps.
         precision: of the flows' conditioners, "fp32" (default), "tf32" or "bf16", see
-            ``FrozenFlow``; for a RealNVP prior.
+            ``FrozenFlow``; for a Flow prior.
         polish: last steps, taken in fp32, of a solve in another precision; the result is the best
             of them. Default a tenth of the steps.
         seed: of every draw; torch's generators are neither used nor changed.
@@ -180,7 +180,7 @@ def reconstruct(
 
     with _unchanging(operator, prior, noise):
         fast = None
-        if precision not in (None, "fp32") and type(prior) is RealNVP:
+        if precision not in (None, "fp32") and isinstance(prior, AnyFlow):
             fast = freeze(prior, precision), freeze(noise, precision)
             polish = steps // 10 if polish is None else polish
         exact = freeze(prior), freeze(noise)

@@ -40,7 +40,7 @@ def recovery_bound(
     is estimated at x by Lanczos iterations on Hessian-vector products.
 
     Args:
-        prior: a density with a twice differentiable ``log_prob``: a RealNVP, not a frozen one.
+        prior: a density with a twice differentiable ``log_prob``: a Flow, not a frozen one.
         x: reconstructions (B, C, H, W), float32 or float64.
         delta_norm: ||delta||, a number or (B,); its expectation is std sqrt(C H W).
         std: of the noise, positive.

@@ -25,7 +25,8 @@ from ..data.images import (
     save_png,
 )
 from ..data.sources import Crops
-from ..flows.realnvp import RealNVP
+from ..flows import AffineCoupling, Flow
+from ..flows.io import architecture_of
 from ..metrics import interval
 from .card_page import card_page
 from .flow import pixels
@@ -67,7 +68,7 @@ def held_out_images(
 
 @torch.no_grad()
 def write_card(
-    flow: RealNVP,
+    flow: Flow,
     images: Tensor,
     out: str | os.PathLike,
     name: str,
@@ -104,7 +105,7 @@ def write_card(
     good = bool(name) and Path(name).name == name
     require(good, "write_card", "name", "a file name without folders", repr(name))
     _check_seed("write_card", seed)
-    folder, device = Path(out), flow.location.device
+    folder, device = Path(out), flow.device
     require(not folder.exists() or folder.is_dir(), "write_card", "out", "a folder", str(out))
     of_fashion = "fashion" in f"{name} {flow.info.get('data', '')}".lower()
     other = other or ("mnist-28" if of_fashion else "fashion-28")
@@ -125,9 +126,10 @@ def write_card(
     facts = {
         "name": name,
         "architecture": {
+            "name": architecture_of(flow.config),
             **flow.config.to_dict(),
             "parameters": sum(p.numel() for p in flow.parameters()),
-            "couplings": len(flow.couplings()),
+            "couplings": sum(isinstance(layer, AffineCoupling) for layer in flow.layers),
         },
         "training": flow.info,
         "held_out": {
@@ -167,7 +169,7 @@ def _check_seed(function: str, seed: int) -> None:
     require(good, function, "seed", "an integer in 0 .. 2^40 - 1", seed)
 
 
-def _dequantised(flow: RealNVP, images: Tensor, seed: int) -> Iterator[Tensor]:
+def _dequantised(flow: Flow, images: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches of uint8 images with the noise of training."""
     blocks = math.ceil(math.prod(flow.shape) / 4)  # of the Philox stream, to an image
     for start in range(0, len(images), _BATCH):
@@ -176,7 +178,7 @@ def _dequantised(flow: RealNVP, images: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def _log_probs(
-    flow: RealNVP, groups: dict[str, Tensor], seed: int, progress: bool | None
+    flow: Flow, groups: dict[str, Tensor], seed: int, progress: bool | None
 ) -> dict[str, Tensor]:
     """log p of every image of every group, float64 on the CPU."""
     frozen, found = flow.freeze(), {}
@@ -203,7 +205,7 @@ def _other_images(other: str, shape: tuple[int, int, int], count: int) -> Tensor
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def _table(flow: RealNVP, log_probs: dict[str, Tensor]) -> list[dict]:
+def _table(flow: Flow, log_probs: dict[str, Tensor]) -> list[dict]:
     """A row to each group of images: medians and quantiles, and how many beat the held-out ones."""
     median = log_probs[_HELD_OUT].median()
     quantiles = lambda found: np.quantile(flow.bits_per_dim(found), (0.05, 0.5, 0.95))
@@ -220,13 +222,13 @@ def _table(flow: RealNVP, log_probs: dict[str, Tensor]) -> list[dict]:
     ]
 
 
-def _round_trip(flow: RealNVP, images: Tensor, draws: torch.Generator, seed: int) -> dict:
+def _round_trip(flow: Flow, images: Tensor, draws: torch.Generator, seed: int) -> dict:
     """Largest errors of decode(encode(x)), and of encode(decode(z)) over the largest abs(z)."""
     errors = [
         (flow.decode(flow.encode(x)[0])[0] - x).abs().max()
         for x in _dequantised(flow, images, seed)
     ]
-    z = torch.randn(64, math.prod(flow.shape), generator=draws).to(flow.location)
+    z = torch.randn(64, math.prod(flow.shape), generator=draws).to(flow.device, flow.dtype)
     latent = (flow.encode(flow.decode(z)[0])[0] - z).abs().amax(1) / z.abs().amax(1)
     finite = latent.isfinite()
     return {
@@ -246,7 +248,7 @@ def _pictures(samples: Tensor, held_out: Tensor, path: Path) -> None:
     save_png(torch.cat([grids[0], white, grids[1]], 1), path, max(1, round(60 / held_out.shape[3])))
 
 
-def _histogram(flow: RealNVP, log_probs: dict[str, Tensor], path: Path) -> bool:
+def _histogram(flow: Flow, log_probs: dict[str, Tensor], path: Path) -> bool:
     """bits/dim of every group, a row each, as a PNG; False, and no file, without matplotlib."""
     try:
         import matplotlib

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 _TEMPLATE = Path(__file__).parent / "card.md"
+_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # names in a weights file
 _CONDITION = re.compile(r"\{(\w+)\}")
 # Keys of a flow's ``info``, and what the card calls them.
 _TRAINING = {
@@ -55,10 +56,11 @@ def card_page(facts: dict[str, Any]) -> str:
 
 def _flow(made: dict[str, Any]) -> dict[str, str]:
     return {
-        "architecture": made.get("kind", "RealNVP"),
+        "architecture": _ARCHITECTURES[made["name"]],
         "scales": str(made["scales"]),
         "couplings": str(made["couplings"]),
         "mixing": ", invertible 1x1 convolutions" if made.get("mixing") else "",
+        "prior": ", conditional prior" if made.get("conditional_prior") else "",
         "blocks": str(made["blocks"]),
         "hidden": str(made["hidden"]),
         "parameters": f"{made['parameters']:,}",

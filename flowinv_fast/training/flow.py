@@ -22,10 +22,10 @@ from .._base.errors import ArgumentError, SolverError, is_whole, require
 from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
 from ..data.sources import Crops, Stored
+from ..flows.conditioner import conditioner_precision
+from ..flows.flow import Flow, FlowConfig
 from ..flows.frozen import PRECISIONS
-from ..flows.io import save_flow
-from ..flows.nets import conditioner_precision
-from ..flows.realnvp import RealNVP, RealNVPConfig
+from ..flows.io import build_flow, save_flow
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainConfig:
 
 
 class Trainer:
-    """Trains a RealNVP and leaves its files in a folder.
+    """Trains a flow and leaves its files in a folder.
 
     flow.safetensors    the moving average of the weights, ready for ``load_flow``
     state.safetensors   everything needed to go on where training stopped
@@ -109,7 +109,7 @@ class Trainer:
 
     def __init__(
         self,
-        flow_config: RealNVPConfig,
+        flow_config: FlowConfig,
         config: TrainConfig,
         images: Tensor | Stored | Crops,
         held_out: Tensor,
@@ -117,7 +117,7 @@ class Trainer:
         device: str | torch.device = "cpu",
         info: dict | None = None,
         progress: bool = True,
-        start: RealNVP | None = None,
+        start: Flow | None = None,
     ):
         if not isinstance(images, (Stored, Crops)):
             require_images("Trainer", "images", images, flow_config.shape)
@@ -140,7 +140,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.flow = RealNVP(flow_config)
+            self.flow = build_flow(flow_config)
         if start is not None:
             require(start.config.to_dict() | {"smoothing": 0} == flow_config.to_dict()
                     | {"smoothing": 0}, "Trainer", "start", f"a flow of {flow_config}",
@@ -148,7 +148,7 @@ class Trainer:
             self.flow.load_state_dict(start.state_dict())
         self.flow.to(self.device).recompute = config.recompute
         self.average = copy.deepcopy(self.flow).requires_grad_(False)
-        gains = [coupling.gain for coupling in self.flow.couplings()]
+        gains = self.flow.gains()
         others = [p for p in self.flow.parameters() if all(p is not g for g in gains)]
         self.optimiser = torch.optim.Adam([{"params": others}, {"params": gains}], fused=True)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
@@ -162,8 +162,8 @@ class Trainer:
             self.flow.initialise(first)
             self.average.load_state_dict(self.flow.state_dict())
         if config.compile:
-            for coupling in self.flow.couplings():
-                coupling.conditioner.compile()
+            for conditioner in self.flow.conditioners():
+                conditioner.compile()
         self.log_prob = _LogProb(self.flow)
         if self.together:
             self.log_prob = DistributedDataParallel(self.log_prob)
@@ -358,7 +358,7 @@ _FREE = ("epochs", "recompute", "compile")
 class _LogProb(nn.Module):
     """A flow's log p as the forward call that DistributedDataParallel wraps."""
 
-    def __init__(self, flow: RealNVP):
+    def __init__(self, flow: Flow):
         super().__init__()
         self.flow = flow
 
@@ -366,9 +366,9 @@ class _LogProb(nn.Module):
         return self.flow.log_prob(x)
 
 
-def pixels(flow: RealNVP, images: Tensor) -> Tensor:
+def pixels(flow: Flow, images: Tensor) -> Tensor:
     """uint8 images on the flow's device, at its pixel depth, in [0, 1]."""
-    return reduce_depth(images.to(flow.location.device), flow.config.bits).float() / 255
+    return reduce_depth(images.to(flow.device), flow.config.bits).float() / 255
 
 
 def reduce_depth(images: Tensor, bits: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def conditioner_precision(name: str, device: torch.device) -> Iterator[None]:
-    """What convolutions multiply in: fp32, tf32 (CUDA) or bf16."""
+    """Within this context convolutions multiply in ``name``: fp32, tf32 (CUDA only) or bf16."""
     kept = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
@@ -29,6 +29,11 @@ class WeightNormConv2d(nn.Module):
     Salimans and Kingma, 2016. ``gain`` is what the weight-norm penalty acts on. The folded weight
     of parameters that need no gradient is computed once and kept; of others it is not, since fused
     optimisers change them without a new version.
+
+    Args:
+        inputs, outputs: channels.
+        kernel: odd side of the kernel; the borders are padded with zeros.
+        gain: what ``gain`` starts at, for every output channel.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, gain: float = math.sqrt(2)):
@@ -54,7 +59,21 @@ class WeightNormConv2d(nn.Module):
         return self.direction * (self.gain / norm).view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
         return F.conv2d(x, self.weight(), self.bias, padding=self.direction.shape[-1] // 2)
+
+
+class ResidualBlock(nn.Module):
+    """h + after(relu(before(relu(h)))), two 3x3 convolutions of ``hidden`` channels."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.before = WeightNormConv2d(hidden, hidden)
+        self.after = WeightNormConv2d(hidden, hidden, gain=0.5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, hidden, H, W) to the same shape."""
+        return h + self.after(F.relu(self.before(F.relu(h))))
 
 
 class ResidualNetwork(nn.Module):
@@ -63,23 +82,59 @@ class ResidualNetwork(nn.Module):
     The first half of the outputs (raw scales) starts at ordinary size, the second half (shifts)
     at zero: with the coupling's gain at zero the flow starts as the identity, yet every parameter
     receives a gradient.
+
+    Args:
+        inputs: channels of the half that is seen.
+        outputs: channels of raw scales and shifts together; even.
+        hidden: channels of the layers between.
+        blocks: residual blocks.
+
+    Example:
+        >>> import torch
+        >>> from flowinv_fast.flows.conditioner import ResidualNetwork
+        >>> raw = ResidualNetwork(inputs=2, outputs=4, hidden=8, blocks=1)(torch.rand(1, 2, 4, 4))
+        >>> raw.shape, raw[:, 2:].abs().max().item()
+        (torch.Size([1, 4, 4, 4]), 0.0)
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: int, blocks: int):
         super().__init__()
+        self.inputs, self.outputs = inputs, outputs
         self.first = WeightNormConv2d(inputs, hidden)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                [WeightNormConv2d(hidden, hidden), WeightNormConv2d(hidden, hidden, gain=0.5)]
-            )
-            for _ in range(blocks)
-        )
+        self.blocks = nn.Sequential(*(ResidualBlock(hidden) for _ in range(blocks)))
         self.last = WeightNormConv2d(hidden, outputs, gain=1.0)
         with torch.no_grad():
             self.last.gain[outputs // 2 :] = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W): raw scales, then shifts, along the channels."""
         h = self.first(x.contiguous(memory_format=torch.channels_last))
-        for before, after in self.blocks:
-            h = h + after(F.relu(before(F.relu(h))))
-        return self.last(F.relu(h))
+        return self.last(F.relu(self.blocks(h)))
+
+
+def unchanged(module: nn.Module, base: type[nn.Module], *names: str) -> bool:
+    """Whether a module runs these methods of ``base``, overridden by neither class nor instance."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name) is getattr(base, name) and name not in vars(module)
+        for name in names
+    )
+
+
+def convolutions_of(conditioner: nn.Module) -> list[WeightNormConv2d] | None:
+    """The convolutions of a ``ResidualNetwork`` in the order in which it applies them.
+
+    None for any other network, and for one of which a part was replaced or overridden: such a
+    network runs on plain torch only.
+    """
+    if not unchanged(conditioner, ResidualNetwork, "forward"):
+        return None
+    assert isinstance(conditioner, ResidualNetwork)
+    found = [conditioner.first]
+    for block in conditioner.blocks:
+        if not unchanged(block, ResidualBlock, "forward"):
+            return None
+        assert isinstance(block, ResidualBlock)
+        found += [block.before, block.after]
+    found.append(conditioner.last)
+    own = (unchanged(c, WeightNormConv2d, "forward", "weight", "_fold") for c in found)
+    return found if all(own) else None
