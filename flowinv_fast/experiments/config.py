@@ -93,7 +93,7 @@ class ReproduceConfig:
         self._check("images", few, wanted)
 
     def shortened(self) -> ReproduceConfig:
-        """The quick form: few images and steps, short sweeps, and shipped data where there are any."""
+        """The quick form: few images and steps, short sweeps, shipped images if there are any."""
         kept = 0 if DATASETS[self.dataset].images else 2  # test and tuning files
         return replace(
             self,

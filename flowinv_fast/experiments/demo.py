@@ -1,9 +1,9 @@
 """``flowinv-fast demo``: four inverse problems on real test images with the shipped flows.
 
-They are settings of the experiments' tasks. Each is solved twice from the same measurement: by MAP
-with the true noise model (docs/method.md, eq. 3, 4 and 10), and by MAP that believes the noise to be
-Gaussian (Asim et al., eq. 7) with the gamma of a small grid that gives the highest mean PSNR: the
-choice, made with the truth, favours the baseline.
+They are settings of the experiments' tasks. Each is solved twice from the same measurement: by
+MAP with the true noise model (docs/method.md, eq. 3, 4 and 10), and by MAP that believes the noise
+to be Gaussian (Asim et al., eq. 7) with the gamma of a small grid that gives the highest mean PSNR:
+the choice, made with the truth, favours the baseline.
 """
 
 from __future__ import annotations
