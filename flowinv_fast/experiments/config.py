@@ -58,7 +58,7 @@ class ReproduceConfig:
     flow: str = ""
 
     def __post_init__(self) -> None:
-        names = isinstance(self.tasks, (tuple, list)) and all(t in TASKS for t in self.tasks)
+        names = isinstance(self.tasks, (tuple, list)) and all(t in tuple(TASKS) for t in self.tasks)
         once = names and len(self.tasks) == len(set(self.tasks)) > 0
         self._check("tasks", once, f"a list of names of {tuple(TASKS)}, each once")
         object.__setattr__(self, "tasks", tuple(self.tasks))
