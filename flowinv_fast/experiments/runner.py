@@ -272,7 +272,7 @@ class _Run:
             if len(METHODS[name].grid) > 1
         ]
         return {
-            "config": asdict(self.config),
+            "config": {**asdict(self.config), "tasks": list(self.config.tasks)},
             "version": backend.build_info().get("version", ""),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
