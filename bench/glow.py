@@ -8,6 +8,7 @@ the same images. A variant is the default recipe with one change:
 
     1x1 rotation, identity  an invertible 1x1 convolution before every channel coupling (Kingma and
                             Dhariwal, 2018), which starts at a random rotation or at the identity
+    conditional prior       mean and spread of a latent that leaves early from what stays
     gain_lr 1               the couplings' gains learn at the rate of the other weights
     alpha 0.05, 0.001       margin of the logit (MNIST), by default 1e-5
 
@@ -29,22 +30,27 @@ from harness import conditions, write
 from torch import Tensor
 
 from flowinv_fast.data import Crops, load_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.training.flow import TrainConfig, Trainer, pixels
+from flowinv_fast.flows import AffineCoupling, ChannelMixing, Flow, GlowConfig, glow
+from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer, pixels
 
 
-class Run(Trainer):
+class Run(FlowTrainer):
     """A trainer that writes no files; whatever the variant, the couplings start the same."""
 
-    def __init__(self, flow: RealNVPConfig, config: TrainConfig, source, held_out: Tensor,
-                 identity: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        flow: GlowConfig,
+        config: FlowTrainConfig,
+        source,
+        held_out: Tensor,
+        identity: bool = False,
+    ):
         with TemporaryDirectory() as folder:
             super().__init__(flow, config, source, held_out, folder, progress=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            plain = RealNVP(replace(flow, mixing=False))
-        plain.location, plain.spread = self.flow.location, self.flow.spread
-        self.flow.load_state_dict(plain.state_dict(), strict=False)
+            plain = glow(replace(flow, mixing=False, conditional_prior=False))
+        start_alike(self.flow, plain)
         if identity:
             start_at_identity(self.flow)
         self.average.load_state_dict(self.flow.state_dict())
@@ -70,10 +76,17 @@ class Run(Trainer):
             return (self.average.decode(self.average.encode(x)[0])[0] - x).abs().max().item()
 
 
+def start_alike(flow: Flow, plain: Flow) -> None:
+    """The couplings of a flow at the weights of the couplings of another."""
+    couplings = ([c for c in f.layers if isinstance(c, AffineCoupling)] for f in (flow, plain))
+    for coupling, other in zip(*couplings, strict=True):
+        coupling.load_state_dict(other.state_dict())
+
+
 @torch.no_grad()
-def start_at_identity(flow: RealNVP) -> None:
+def start_at_identity(flow: Flow) -> None:
     """The 1x1 convolutions at the identity instead of a rotation."""
-    for mixing in (c.mixing for c in flow.couplings() if c.mixing is not None):
+    for mixing in (layer for layer in flow.layers if isinstance(layer, ChannelMixing)):
         mixing.permutation.copy_(torch.eye(len(mixing.sign)))
         mixing.sign.fill_(1)
         for parameter in mixing.parameters():
@@ -84,8 +97,8 @@ def start_at_identity(flow: RealNVP) -> None:
 class Study:
     """A data set with its default recipe and the changes to compare."""
 
-    flow: RealNVPConfig
-    train: TrainConfig
+    flow: GlowConfig
+    train: FlowTrainConfig
     images: Callable[[int], object]  # of a seed
     held_out: Tensor
     variants: dict[str, dict]
@@ -95,30 +108,36 @@ MIXES = {
     "plain": {},
     "1x1 rotation": {"mixing": True},
     "1x1 identity": {"mixing": True, "identity": True},
+    "conditional prior": {"conditional_prior": True},
 }
 GAIN = {"gain_lr 1": {"gain_lr": 1.0}}
 
 
+def plain(shape: tuple[int, int, int], blocks: int, **options) -> GlowConfig:
+    """Of a RealNVP, in the words of a Glow: 3 scales, hidden width 32."""
+    return GlowConfig(shape, 3, 32, blocks, mixing=False, conditional_prior=False, **options)
+
+
 def mnist(folder: str) -> Study:
-    flow = RealNVPConfig((1, 28, 28), 3, 32, 2, "bounded", 8, alpha=1e-5)
+    flow = plain((1, 28, 28), 2, support="bounded", alpha=1e-5)
     train, test = (
         load_images(Path(folder) / f"{part}-images-idx3-ubyte.gz", flow.shape)
         for part in ("train", "t10k")
     )
     return Study(
-        flow, TrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16"),
+        flow, FlowTrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16"),
         lambda seed: train, test[:1000],
         {**MIXES, **GAIN, **{f"alpha {a:g}": {"alpha": a} for a in (0.05, 1e-3)}},
     )  # fmt: skip
 
 
 def photos(folder: str) -> Study:
-    flow = RealNVPConfig((3, 32, 32), 3, 32, 1, "unbounded", 5, smoothing=0.0)
+    flow = plain((3, 32, 32), 1, bits=5, smoothing=0.0)
     crops = lambda part, seed: Crops(
         Path(folder) / part, flow.shape, sides=(32, 48, 64, 96, 128), seed=seed
     )
     return Study(
-        flow, TrainConfig(1e6, 16, 1e-3, halve_every=1e6, max_grad_norm=500, penalty=1e-5,
+        flow, FlowTrainConfig(1e6, 16, 1e-3, halve_every=1e6, max_grad_norm=500, penalty=1e-5,
                           warmup=50, precision="bf16"),
         lambda seed: crops("train", seed), crops("test", 0).take(512, 1), {**MIXES, **GAIN},
     )  # fmt: skip

@@ -25,7 +25,7 @@ import flowinv_fast as ff
 from flowinv_fast.data import load_images, sample_images
 from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.tasks import SHAPE, Problem, problems
-from flowinv_fast.flows import RealNVP
+from flowinv_fast.flows import Flow, build_flow
 from flowinv_fast.reconstruction import objectives
 from flowinv_fast.reconstruction.solvers import STRATEGIES, minimise
 
@@ -53,10 +53,10 @@ def preconditioned(y: Tensor, problem: Problem, flow, steps: int) -> Tensor:
     return image(found.best)
 
 
-def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> RealNVP:
+def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> Flow:
     """The shipped flow trained on at a larger smoothing level."""
     shipped = ff.load_flow(name)
-    flow = RealNVP(replace(shipped.config, smoothing=smoothing))
+    flow = build_flow(replace(shipped.config, smoothing=smoothing))
     flow.load_state_dict(shipped.state_dict())
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-4)
     order = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> RealNVP:
     return flow.requires_grad_(False)
 
 
-def ways(levels: list[RealNVP], steps: int) -> dict[str, Callable]:
+def ways(levels: list[Flow], steps: int) -> dict[str, Callable]:
     """Name to (y, problem, flow) -> images."""
 
     def solve(method: str, **options) -> Callable:

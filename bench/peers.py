@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.flows.coupling import AffineCoupling
+from flowinv_fast.flows import AffineCoupling, Flow, Layer, RealNVPConfig, Squeeze, realnvp
+from flowinv_fast.flows.conditioner import convolutions_of
 from flowinv_fast.ops import MASKS, reference
 
 # The table's letters: the issue's shapes, hidden width 64 throughout.
@@ -29,14 +29,14 @@ MODELS = {
 }
 
 
-def random_flow(config: RealNVPConfig, device: str, seed: int = 0) -> RealNVP:
+def random_flow(config: RealNVPConfig, device: str, seed: int = 0) -> Flow:
     """A flow away from the identity, frozen: gains up to 0.2, raw scales of ordinary size."""
     torch.manual_seed(seed)
-    flow = RealNVP(config)
+    flow = realnvp(config)
     with torch.no_grad():
-        for coupling in flow.couplings():
-            coupling.gain.uniform_(-0.2, 0.2)
-            coupling.conditioner.last.gain.fill_(0.3)
+        for gain, conditioner in zip(flow.gains(), flow.conditioners()):
+            gain.uniform_(-0.2, 0.2)
+            conditioner.last.gain.fill_(0.3)
     return flow.to(device).eval().requires_grad_(False)
 
 
@@ -50,8 +50,7 @@ class Folded(nn.Module):
         self.format = (
             torch.channels_last if how.endswith("channels-last") else torch.contiguous_format
         )
-        convs = [conditioner.first, *(c for b in conditioner.blocks for c in b), conditioner.last]
-        self.convs = [self._weight(conv, how) for conv in convs]
+        self.convs = [self._weight(conv, how) for conv in convolutions_of(conditioner)]
 
     def _weight(self, conv, how: str) -> Callable[[Tensor], Tensor]:
         bias = conv.bias
@@ -223,60 +222,48 @@ TRAINED = {
 }
 
 
-class Peer:
-    """A RealNVP whose couplings are another library's; the walk over scales is plain torch.
+class Hosted(Layer):
+    """A layer whose transform is another library's coupling."""
+
+    def __init__(self, coupling):
+        super().__init__()
+        self.coupling = coupling
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        z, change = self.coupling.encode(x)
+        return z, logdet + change
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        x, change = self.coupling.decode(z)
+        return x, logdet + change
+
+
+class PlainSqueeze(Squeeze):
+    """The same map by torch's own function."""
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(x, 2), logdet
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pixel_shuffle(z, 2), logdet
+
+
+class Peer(Flow):
+    """A RealNVP whose couplings are another library's, and all else plain torch.
 
     It decodes with the weights that the flow has now. With ``couplings=TRAINED`` it encodes, and
     the flow's parameters are its own.
     """
 
-    def __init__(self, flow: RealNVP, kind: str, couplings: dict = COUPLINGS):
-        self.shape, self.sizes = flow.shape, flow._latent_sizes
-        self.location, self.spread = flow.location, flow.spread
-        self.log_spread = flow.spread.log().sum()
-        self.scales, make = [], couplings[kind]
-        channels, height, width = flow.shape
-        for layers in flow.scales:
-            shape = (channels, height, width)
-            pixel = [make(c, shape) for c in layers["pixel"]]
-            channel = []
-            if "channel" in layers:
-                channels, height, width = 4 * channels, height // 2, width // 2
-                channel = [make(c, (channels, height, width)) for c in layers["channel"]]
-                channels //= 2
-            self.scales.append((pixel, channel))
-
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        *latents, h = z.split([math.prod(s) for s in self.sizes], dim=1)
-        h = h.reshape(-1, *self.sizes[-1])
-        logdet = self.log_spread
-        for pixel, channel in reversed(self.scales):
-            if channel:
-                h = torch.cat([h, latents.pop().reshape(h.shape)], 1)
-                for coupling in reversed(channel):
-                    h, change = coupling.decode(h)
-                    logdet = logdet + change
-                h = F.pixel_shuffle(h, 2)
-            for coupling in reversed(pixel):
-                h, change = coupling.decode(h)
-                logdet = logdet + change
-        return h * self.spread + self.location, logdet
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = (x - self.location) / self.spread
-        logdet, latents = -self.log_spread, []
-        for pixel, channel in self.scales:
-            for coupling in pixel:
-                h, change = coupling.encode(h)
-                logdet = logdet + change
-            if channel:
-                h = F.pixel_unshuffle(h, 2)
-                for coupling in channel:
-                    h, change = coupling.encode(h)
-                    logdet = logdet + change
-                h, latent = h.chunk(2, 1)
-                latents.append(latent.flatten(1))
-        return torch.cat([*latents, h.flatten(1)], 1), logdet
+    def __init__(self, flow: Flow, kind: str, couplings: dict = COUPLINGS):
+        make, shape, layers = couplings[kind], flow.shape, []
+        for layer in flow.layers:
+            if isinstance(layer, AffineCoupling):
+                layers.append(Hosted(make(layer, shape)))
+            else:
+                layers.append(PlainSqueeze() if isinstance(layer, Squeeze) else layer)
+            shape = layer.shape_after(shape)
+        super().__init__(layers, flow.config)
 
     def log_prob(self, x: Tensor) -> Tensor:
         z, logdet = self.encode(x)

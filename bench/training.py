@@ -35,15 +35,15 @@ from peers import MODELS, TRAINED, Peer, random_flow
 from torch import Tensor
 
 from flowinv_fast import ops
-from flowinv_fast.flows import RealNVP, RealNVPConfig
-from flowinv_fast.flows.coupling import AffineCoupling, encode_recomputed
+from flowinv_fast.flows import AffineCoupling, Flow, RealNVPConfig
+from flowinv_fast.flows.recompute import encode_recomputed
 
 OURS = ("ours", "ours bf16", "ours recompute", "ours recompute bf16", "ours compiled")
 COMPILED = {"compiled": "eager", "compiled channels-last": "channels-last eager"}
 COLOUR = (3, 64, 64)
 
 
-def trainable(config: RealNVPConfig, device: str) -> RealNVP:
+def trainable(config: RealNVPConfig, device: str) -> Flow:
     return random_flow(config, device).requires_grad_()
 
 
@@ -58,8 +58,8 @@ def step_of(name: str, config: RealNVPConfig, images: Tensor) -> Callable[[], No
         dequantise = lambda: flow.dequantise(images, 0, next(calls) * images.numel())
         flow.recompute = "recompute" in name
         if name == "ours compiled":
-            for coupling in flow.couplings():
-                coupling.conditioner.compile()
+            for conditioner in flow.conditioners():
+                conditioner.compile()
     else:
         dequantise = lambda: images + config.smoothing * torch.randn_like(images)
         log_prob = Peer(flow, COMPILED.get(name, name), TRAINED).log_prob
@@ -224,7 +224,7 @@ def memory(arguments) -> None:
                 return loss
 
             row = {"sweep": sweep, "scales": scales, "blocks": blocks}
-            row["couplings"] = len(flow.couplings())
+            row["couplings"] = len(flow.gains())
             add(row, loss_of, list(flow.parameters()))
     for count in (3, 6, 12, 24):
         masks = [f"checkerboard_{('even', 'odd')[i % 2]}" for i in range(count)]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from flowinv_fast import ArgumentError
+from flowinv_fast import ArgumentError, Flow
+from flowinv_fast.flows import Standardise
 
 
 def tolerance(dtype: torch.dtype, n: int = 1) -> dict[str, float]:
@@ -25,6 +26,30 @@ def strided(x: torch.Tensor) -> torch.Tensor:
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
     wide[..., ::2] = x
     return wide[..., ::2]
+
+
+def standardisation(flow: Flow) -> Standardise:
+    """The layer that takes mean and standard deviation of the training data."""
+    return next(layer for layer in flow.layers if isinstance(layer, Standardise))
+
+
+def randomise(flow: Flow, amount: float = 0.3) -> Flow:
+    """Move a flow away from the identity, as training would."""
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if name.endswith(("gain", "bias", "lower", "upper", "log_size")):
+                parameter.add_(amount * torch.randn_like(parameter))
+        standardisation(flow).mean.normal_(0.3, 0.1)
+        standardisation(flow).std.uniform_(0.5, 1.5)
+    return flow
+
+
+def jacobian_logdet(function: Callable, point: torch.Tensor) -> torch.Tensor:
+    """log|det| of a map of one image, the first thing it returns, by autograd's dense Jacobian."""
+    dense = torch.autograd.functional.jacobian(
+        lambda v: function(v.view_as(point)[None])[0].flatten(), point.flatten()
+    )
+    return torch.linalg.slogdet(dense)[1]
 
 
 def assert_names(argument: str, call: Callable[[], object]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowinv_fast import ArgumentError, cli, load_flow
+from flowinv_fast import ArgumentError, __version__, load_flow
 from flowinv_fast.cli import main
 from flowinv_fast.experiments import report, runner
 from flowinv_fast.experiments.config import ReproduceConfig
@@ -19,6 +19,7 @@ from flowinv_fast.experiments.demo import run_demo
 from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.generators import load_generator
 from flowinv_fast.training import flow as train
+from flowinv_fast.training import split
 from flowinv_fast.training.presets import PRESETS
 
 
@@ -27,6 +28,24 @@ def test_help_of_every_command(capsys):
         with pytest.raises(SystemExit) as end:
             main([*command, "--help"])
         assert end.value.code == 0 and "usage: flowinv-fast" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"flowinv-fast {__version__}\n"
+
+
+def test_parsing_loads_no_command():
+    """The modules that compute are loaded by the command that runs."""
+    code = (
+        "import sys\nfrom flowinv_fast.cli import _parser\n_parser()\n"
+        "modules = ('training.flow', 'training.presets', 'training.card', 'experiments.runner')\n"
+        "print([name for name in modules if 'flowinv_fast.' + name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_info_lists_the_shipped_flows(capsys):
@@ -38,8 +57,8 @@ def test_info_lists_the_shipped_flows(capsys):
 
 def test_demo_writes_a_panel_and_results(tmp_path):
     lines = []
-    result = run_demo(tmp_path, images=1, names=["sinusoidal"], progress=False, report=lines.append,
-                      steps=4)  # fmt: skip
+    options = {"images": 1, "names": ["sinusoidal"], "progress": False, "steps": 4}
+    result = run_demo(tmp_path, report=lines.append, **options)
     assert any(line.startswith("sinusoidal") for line in lines)
     assert json.loads((tmp_path / "results.json").read_text())["tasks"][0]["name"] == "sinusoidal"
     assert result["steps"] == 4
@@ -61,11 +80,9 @@ def test_errors_are_one_line_and_code_2(capsys, tmp_path):
 def test_train_from_the_command_line(tmp_path):
     """A few steps on a .npy array, in a process of its own, leave loadable weights."""
     np.save(tmp_path / "x.npy", np.random.default_rng().integers(0, 256, (64, 8, 8), np.uint8))
-    command = [
-        sys.executable, "-m", "flowinv_fast.cli", "train", "--data", str(tmp_path / "x.npy"),
-        "--out", str(tmp_path / "run"), "--epochs", "1", "--batch", "16", "--hidden", "4",
-        "--blocks", "1", "--scales", "2", "--quiet",
-    ]  # fmt: skip
+    files = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]
+    options = "--epochs 1 --batch 16 --hidden 4 --blocks 1 --scales 2 --quiet".split()
+    command = [sys.executable, "-m", "flowinv_fast.cli", "train", *files, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bits/dim" in done.stdout
@@ -84,21 +101,21 @@ def test_train_a_preset_and_load_it_by_name(tmp_path, monkeypatch, capsys):
     """A few steps on crops of a folder with the parts train and test, kept in the user's folder."""
     name = "photo-64"
     monkeypatch.setenv("FLOWINV_DATA", str(tmp_path / "own"))
-    monkeypatch.setattr(cli, "HELD_OUT_CROPS", 20)
+    monkeypatch.setattr(split, "HELD_OUT_CROPS", 20)
     make_pictures(tmp_path / "photos" / "train", [20, 120, 220])
     make_pictures(tmp_path / "photos" / "test", [70])
-    assert main(["train", name, "--data", str(tmp_path / "photos"), "--hidden", "4", "--blocks",
-                 "1", "--batch", "2", "--epochs", "0.001", "--quiet"]) == 0  # fmt: skip
+    options = "--hidden 4 --blocks 1 --batch 2 --epochs 0.001 --quiet".split()
+    assert main(["train", name, "--data", str(tmp_path / "photos"), *options]) == 0
     file = tmp_path / "own" / name / "flow.safetensors"
     assert "on 20 held-out images" in capsys.readouterr().out and file.is_file()
     flow = load_flow(name)
-    config, preset = flow.config.to_dict(), PRESETS[name].flow.to_dict()
+    config, preset = flow.config.to_dict(), PRESETS[name].config.to_dict()
     assert config == preset | {"hidden": 4, "blocks": 1} and flow.info["step"] == 5
 
 
 @pytest.fixture
 def trained(monkeypatch) -> list:
-    """What a Trainer, which does nothing, was made of."""
+    """What a FlowTrainer, which does nothing, was made of."""
     made = []
 
     class Idle:
@@ -110,7 +127,7 @@ def trained(monkeypatch) -> list:
         def run(self, *given):
             return {"bits_per_dim": 1.0, "held_out_images": 1, "epoch": 1}
 
-    monkeypatch.setattr(train, "Trainer", Idle)
+    monkeypatch.setattr(train, "FlowTrainer", Idle)
     return made
 
 
@@ -140,22 +157,12 @@ def test_options_change_a_preset(tmp_path, trained):
     np.save(tmp_path / "x.npy", np.zeros((20, 28, 28), np.uint8))
     call = ["train", "mnist-28", "--data", str(tmp_path / "x.npy"), "--out", "y"]
     assert main(call) == 0
-    more = [
-        "--hidden",
-        "8",
-        "--gain-lr",
-        "0.5",
-        "--precision",
-        "bf16",
-        "--recompute",
-        "--bits",
-        "5",
-    ]
+    more = "--hidden 8 --gain-lr 0.5 --precision bf16 --recompute --bits 5".split()
     assert main([*call, *more]) == 0
     preset = PRESETS["mnist-28"]
-    assert trained[0][:2] == (preset.flow, preset.train)
+    assert trained[0][:2] == (preset.config, preset.train)
     assert trained[1][:2] == (
-        replace(preset.flow, hidden=8, bits=5),
+        replace(preset.config, hidden=8, bits=5),
         replace(preset.train, gain_lr=0.5, precision="bf16", recompute=True),
     )
 
@@ -167,6 +174,7 @@ BAD_TRAIN = {
     "preset-crops": (["photo-64"], "--held-out: expected a folder of other photographs"),
     "crops": (["--crops", "--out", "y"], "--held-out: expected a folder of other photographs"),
     "generator": (["mnist-28", "--model", "vae"], "PRESET: expected none for a vae"),
+    "no-held-out": (["--out", "y", "--held-out", "z"], "path: expected an existing file"),
     "fraction": (["--out", "y", "--held-out-fraction", "1"], "--held-out-fraction: expected"),
     "start": (["--out", "y", "--start", "photo-65"], "name_or_path: expected a file or one of"),
 }
@@ -189,22 +197,49 @@ def test_train_a_generator_from_the_command_line(tmp_path, capsys, model):
     """Minutes that are over after the first epoch; the learning rate is the model's own."""
     images = np.random.default_rng().integers(0, 256, (64, 8, 8), np.uint8)
     np.save(tmp_path / "x.npy", images)
-    command = ["train", "--model", model, "--data", str(tmp_path / "x.npy"), "--out",
-               str(tmp_path / "run"), "--epochs", "5", "--minutes", "0", "--batch", "16",
-               "--width", "4", "--latent-dim", "6", "--seed", "3", "--quiet"]  # fmt: skip
-    assert main(command) == 0
+    options = "--epochs 5 --minutes 0 --batch 16 --width 4 --latent-dim 6 --seed 3 --quiet".split()
+    command = ["train", "--model", model, "--data", str(tmp_path / "x.npy"), *options]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("1 epochs; weights in") and not printed.err
     generator = load_generator(tmp_path / "run" / "generator.safetensors")
     assert generator.sample(2).shape == (2, 1, 8, 8)
     config, info = generator.config, generator.info
     assert (config.kind, config.latent_dim, config.width) == (model, 6, 4)
-    assert info["training"] == {"epochs": 5, "batch": 16, "seed": 3,
-                                "lr": 2e-4 if model == "dcgan" else 1e-3}  # fmt: skip
-    assert info["data"] == str(tmp_path / "x.npy") and info["images"] == 64
-    assert main([*command, "--lr", "0.003"]) == 0
-    again = load_generator(tmp_path / "run" / "generator.safetensors")
-    assert again.info["training"]["lr"] == 0.003
+    default = {"warmup": 0, "halve_every": None, "precision": "fp32", "compile": False}
+    lr = 2e-4 if model == "dcgan" else 1e-3
+    assert info["train_config"] == {"epochs": 5, "batch": 16, "seed": 3, "lr": lr, **default}
+    assert info["data"] == str(tmp_path / "x.npy") and info["train_images"] == 64
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.startswith("2 epochs"), "the same command goes on"
+    assert main([*command, "--out", str(tmp_path / "other"), "--lr", "0.003"]) == 0
+    again = load_generator(tmp_path / "other" / "generator.safetensors")
+    assert again.info["train_config"]["lr"] == 0.003
+
+
+def test_a_generator_holds_out_what_lies_apart(tmp_path):
+    make_pictures(tmp_path / "x" / "train", [10, 20, 30], (8, 8))
+    make_pictures(tmp_path / "x" / "test", [200, 210], (8, 8))
+    options = "--model vae --width 4 --latent-dim 6 --epochs 1 --quiet".split()
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(tmp_path / "x"), "--out", str(out), *options]) == 0
+    info = load_generator(out / "generator.safetensors").info
+    assert info["train_images"] == 3 and info["held_out_images"] == 2 and info["held_out_loss"] > 0
+
+
+def test_train_a_glow_from_the_command_line(tmp_path, capsys):
+    """With the sizes of a preset, which options change."""
+    pytest.importorskip("flowinv_fast.flows.glow")
+    np.save(tmp_path / "x.npy", np.random.default_rng().integers(0, 256, (40, 28, 28), np.uint8))
+    files = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]
+    options = "--model glow --hidden 4 --blocks 0 --batch 16 --epochs 1 --quiet".split()
+    assert main(["train", "mnist-28", *files, *options]) == 0
+    assert "bits/dim" in capsys.readouterr().out
+    config = load_flow(tmp_path / "run" / "flow.safetensors").config
+    assert type(config).__name__ == "GlowConfig"
+    preset = PRESETS["mnist-28"].config
+    assert (config.hidden, config.blocks, config.scales) == (4, 0, preset.scales)
+    assert (config.alpha, config.support) == (preset.alpha, preset.support)
 
 
 def test_train_a_generator_on_what_it_cannot(tmp_path, capsys):
@@ -237,18 +272,15 @@ def test_reproduce_options(tmp_path, configured, capsys):
     assert capsys.readouterr().out == "wrote reproduction/report.html and results.json\n"
     files = ["--test", file, "--tuning", file, "--digits", file, "--other", file]
     assert main(["reproduce", "ood", "digits", *files]) == 0
-    more = ["--dataset", "mnist-28", "--images", "7", "--seed", "5", "--steps", "9", "--quiet"]
-    more += ["--out", "x"]
+    more = "--dataset mnist-28 --images 7 --seed 5 --steps 9 --out x --quiet".split()
     assert main(["reproduce", "cs-1bit", *more]) == 0
     assert main(["reproduce", "cs-1bit", *more, "--quick"]) == 0
     named = {name: file for name in ("test_file", "tuning_file", "digit_file", "other_file")}
     third = ReproduceConfig(("cs-1bit",), "mnist-28", 7, seed=5, steps=9)
-    assert [call[0] for call in configured] == [
-        ReproduceConfig(tuple(TASKS), images=24),
-        ReproduceConfig(("ood", "digits"), images=100, **named),
-        third,
-        third.shortened(),
-    ]
+    first = ReproduceConfig(tuple(TASKS), images=24)
+    second = ReproduceConfig(("ood", "digits"), images=100, **named)
+    wanted = [first, second, third, third.shortened()]
+    assert [call[0] for call in configured] == wanted
     assert [call[1:3] for call in configured] == [("reproduction", None)] * 2 + [("x", False)] * 2
 
 

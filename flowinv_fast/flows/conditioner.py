@@ -136,5 +136,8 @@ def convolutions_of(conditioner: nn.Module) -> list[WeightNormConv2d] | None:
         assert isinstance(block, ResidualBlock)
         found += [block.before, block.after]
     found.append(conditioner.last)
-    own = (unchanged(c, WeightNormConv2d, "forward", "weight", "_fold") for c in found)
-    return found if all(own) else None
+    known = (
+        unchanged(c, WeightNormConv2d, "forward", "weight", "_fold") and c.direction.shape[-1] == 3
+        for c in found
+    )
+    return found if all(known) else None

@@ -13,14 +13,13 @@ from .. import ops
 from .._base import backend
 from .._base.errors import require
 from .._base.tensors import check_tensor
-from ..ops.frozen_flow import FrozenEngine, frozen_flow_decode, frozen_flow_encode
+from ..ops.frozen_flow import PRECISIONS, FrozenEngine, frozen_flow_decode, frozen_flow_encode
 from .base import Layer
 from .conditioner import conditioner_precision
 
 if TYPE_CHECKING:
     from .flow import Flow, FlowConfig
 
-PRECISIONS = ("fp32", "tf32", "bf16")
 Module = TypeVar("Module", bound=nn.Module)
 
 

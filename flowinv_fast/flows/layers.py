@@ -265,7 +265,7 @@ class ChannelMixing(Layer[Tensor]):
     def records(self) -> list[Record] | None:
         if not self.recomputable():
             return None
-        return [MixingRecord(self.weight(), self.log_size.sum())]
+        return [MixingRecord(self.weight(), self.log_size.double().sum().item())]
 
     def recomputable(self) -> bool:
         return unchanged(self, ChannelMixing, "encode", "decode", "weight", "_factors")

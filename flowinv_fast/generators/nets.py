@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,11 @@ class GeneratorConfig:
         kind: "dcgan" or "vae".
         latent_dim: numbers in a latent.
         width: channels of the last hidden layer; doubled at every halving of the size.
+    Raises:
+        ArgumentError: a value out of its range.
+
+    >>> GeneratorConfig((1, 28, 28), "vae").doublings
+    2
     """
 
     shape: tuple[int, int, int]
@@ -38,7 +44,7 @@ class GeneratorConfig:
         doublings = math.log2(side / self.base) if side >= 8 else 0.0
         good = side == self.shape[2] and doublings >= 1 and doublings.is_integer()
         check(good, "shape", "H = W = 4 or 7 times a power of two, from 8 on")
-        check(self.kind in ("dcgan", "vae"), "kind", "'dcgan' or 'vae'")
+        check(self.kind in _KINDS, "kind", "'dcgan' or 'vae'")
         check(is_whole(self.latent_dim, 1), "latent_dim", "an integer of at least 1")
         check(is_whole(self.width, 1), "width", "an integer of at least 1")
 
@@ -52,7 +58,7 @@ class GeneratorConfig:
         """Layers that double the side."""
         return int(math.log2(self.shape[1] / self.base))
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in the header of a weights file."""
         return asdict(self)
 
@@ -91,39 +97,82 @@ def _downward(config: GeneratorConfig, outputs: int, normalise: bool) -> nn.Sequ
 
 
 class _Generator(nn.Module):
+    """x = G(z) for latents z ~ N(0, I), which a kind of generator is trained for in its own way.
+
+    Attributes: ``shape`` (C, H, W) of an image, ``latent_dim`` numbers in a latent, ``config`` the
+    architecture, ``info`` where it comes from (filled by ``load_generator``).
+    """
+
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.image_shape, self.latent_dim = config.shape, config.latent_dim
+        self.shape, self.latent_dim = config.shape, config.latent_dim
         self.generator = _upward(config)
-        self.info: dict = {}  # provenance, filled by load_generator
+        self.info: dict[str, Any] = {}
 
     def forward(self, z: Tensor) -> Tensor:
         """G(z): latents (B, latent_dim) to images (B, C, H, W) in (0, 1)."""
         return self.generator(z)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the generator computes in."""
+        return next(self.parameters()).dtype
+
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n images (n, C, H, W): G of standard normal latents."""
-        device = next(self.parameters()).device
-        return self(torch.randn(n, self.latent_dim, generator=generator, device=device))
+        """Draws from the model: G of standard normal latents.
+
+        Args:
+            n: how many.
+            generator: of the latents, on the weights' device; None: torch's own.
+        Returns:
+            Images (n, C, H, W) in (0, 1).
+
+        >>> DCGAN(GeneratorConfig((1, 8, 8), width=4)).eval().sample(3).shape
+        torch.Size([3, 1, 8, 8])
+        """
+        z = torch.randn(
+            n, self.latent_dim, generator=generator, device=self.device, dtype=self.dtype
+        )
+        return self(z)
 
 
 class DCGAN(_Generator):
-    """The generator of a DCGAN; transposed convolutions with batch normalisation."""
+    """The generator of a DCGAN: transposed convolutions with batch normalisation.
+
+    Args:
+        config: its architecture.
+    """
 
 
 class VAE(_Generator):
-    """The decoder of a VAE: the mean image of a latent."""
+    """The decoder of a VAE: the mean image of a latent.
+
+    Args:
+        config: its architecture.
+    """
 
 
-def make(config: GeneratorConfig) -> _Generator:
-    """An untrained generator of the configured kind."""
-    return {"dcgan": DCGAN, "vae": VAE}[config.kind](config)
+_KINDS: dict[str, type[DCGAN] | type[VAE]] = {"dcgan": DCGAN, "vae": VAE}
+
+
+def make(config: GeneratorConfig) -> DCGAN | VAE:
+    """An untrained generator of the configured kind, its weights by torch's generator."""
+    return _KINDS[config.kind](config)
 
 
 def companion(config: GeneratorConfig) -> nn.Sequential:
-    """What it is trained with: a discriminator (one logit), or an encoder (mean, log-variance)."""
+    """The second network of a training, images (B, C, H, W) to numbers.
+
+    The discriminator of a DCGAN gives one logit (B, 1), the encoder of a VAE the mean and the
+    log-variance of the latent, (B, 2 latent_dim).
+    """
     if config.kind == "dcgan":
         return _downward(config, 1, normalise=True)
     return _downward(config, 2 * config.latent_dim, normalise=False)

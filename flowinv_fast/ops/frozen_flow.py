@@ -13,6 +13,8 @@ from . import reference
 from .coupling import affine_coupling_decode, affine_coupling_encode
 from .layout import factor_in, factor_out, squeeze, unsqueeze
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
 
 @dataclass(frozen=True)
 class StandardiseRecord:
@@ -37,7 +39,7 @@ class MixingRecord:
     """z = weight x over the channels of every pixel; log|det weight| = log_size_sum."""
 
     weight: Tensor
-    log_size_sum: Tensor
+    log_size_sum: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class FrozenEngine:
             if isinstance(record, StandardiseRecord):
                 record = StandardiseRecord(fixed(record.mean), fixed(record.std))
             elif isinstance(record, MixingRecord):
-                record = MixingRecord(fixed(record.weight), fixed(record.log_size_sum))
+                record = MixingRecord(fixed(record.weight), record.log_size_sum)
             elif isinstance(record, CouplingRecord):
                 convs = [(fixed(weight), fixed(bias)) for weight, bias in record.convs]
                 record = replace(record, gain=fixed(record.gain), convs=convs)

@@ -1,64 +1,122 @@
-"""Architectures with the settings they are trained with, by name."""
+"""What is trained: architectures with the settings they are trained with, by name and by model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from .._base.errors import require
+from .._base.files import user_folder
+from ..flows.glow import GlowConfig
+from ..flows.io import available_flows
 from ..flows.realnvp import RealNVPConfig
-from .flow import TrainConfig
+from ..generators.nets import GeneratorConfig
+from .flow import FlowTrainConfig
+from .generator import GeneratorTrainConfig
+from .trainer import ModelConfig, TrainConfig
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What ``flowinv-fast train NAME`` trains.
+    """What ``flowinv-fast train`` trains.
 
     Args:
         about: one line for help texts.
-        flow: architecture.
+        config: architecture, of a flow or a generator.
         train: how to train it.
         crops: train on random crops of photographs, not on whole pictures.
         flips: mirror half of the training images.
     """
 
     about: str
-    flow: RealNVPConfig
+    config: ModelConfig
     train: TrainConfig
     crops: bool = False
     flips: bool = False
 
 
 _MNIST, _COLOUR = (1, 28, 28), (3, 64, 64)
+_PAPERS_COLOUR = FlowTrainConfig(
+    300, 16, 5e-4, halve_every=60, max_grad_norm=500, penalty=1e-5, recompute=True
+)
 
 # The first two are the paper's (Table 1; the hidden width is not in it).
 PRESETS = {
     "mnist-28": Preset(
         "the paper's MNIST prior: 3 scales, 6 blocks, 8 bits",
         RealNVPConfig(_MNIST, 3, 64, 6, support="bounded", bits=8, alpha=1e-5),
-        TrainConfig(200, 128, 1e-3, halve_every=40, max_grad_norm=100, penalty=5e-5),
+        FlowTrainConfig(200, 128, 1e-3, halve_every=40, max_grad_norm=100, penalty=5e-5),
     ),
     "celeba-hq-64": Preset(
         "the paper's CelebA-HQ prior: 6 scales, 10 blocks, 5 bits",
         RealNVPConfig(_COLOUR, 6, 64, 10, support="bounded", bits=5),
-        TrainConfig(300, 16, 5e-4, halve_every=60, max_grad_norm=500, penalty=1e-5,
-                    recompute=True),
+        _PAPERS_COLOUR,
         flips=True,
     ),
     "photo-64": Preset(
         "the same size for crops of photographs, support on all of R^n",
-        RealNVPConfig(_COLOUR, 6, 64, 10, bits=5, smoothing=0.0),
-        TrainConfig(300, 16, 5e-4, halve_every=60, max_grad_norm=500, penalty=1e-5,
-                    recompute=True),
+        RealNVPConfig(_COLOUR, 6, 64, 10, support="unbounded", bits=5, smoothing=0.0),
+        _PAPERS_COLOUR,
         crops=True,
     ),
     "mnist-28-small": Preset(
         "MNIST on a CPU: 2 blocks, hidden width 32",
         RealNVPConfig(_MNIST, 3, 32, 2, support="bounded", bits=8, alpha=1e-5),
-        TrainConfig(7, 64, 2e-3, halve_every=2, penalty=5e-5),
+        FlowTrainConfig(7, 64, 2e-3, halve_every=2, penalty=5e-5),
     ),
     "photo-64-small": Preset(
         "crops of photographs on a CPU: 6 scales, 2 blocks, hidden width 32",
-        RealNVPConfig(_COLOUR, 6, 32, 2, bits=5, smoothing=0.0),
-        TrainConfig(12, 8, 1e-3, halve_every=3, max_grad_norm=500, penalty=1e-5, ema=0.998),
+        RealNVPConfig(_COLOUR, 6, 32, 2, support="unbounded", bits=5, smoothing=0.0),
+        FlowTrainConfig(12, 8, 1e-3, halve_every=3, max_grad_norm=500, penalty=1e-5, ema=0.998),
         crops=True,
     ),
-}  # fmt: skip
+}
+
+
+def _glow(preset: Preset) -> Preset:
+    """The same sizes and settings for a Glow."""
+    return replace(preset, config=GlowConfig(**preset.config.to_dict()))
+
+
+_FLOW = Preset("", RealNVPConfig(_MNIST), FlowTrainConfig())
+# What each model starts from where no preset is named; the shape is that of the images.
+DEFAULTS: dict[str, Callable[[], Preset]] = {
+    "realnvp": lambda: _FLOW,
+    "glow": lambda: _glow(_FLOW),
+    "dcgan": lambda: Preset("", GeneratorConfig(_MNIST, "dcgan"), GeneratorTrainConfig(lr=2e-4)),
+    "vae": lambda: Preset("", GeneratorConfig(_MNIST, "vae"), GeneratorTrainConfig(lr=1e-3)),
+}
+
+
+def chosen_preset(name: str | None, model: str) -> Preset:
+    """The preset of this name for a model; without a name the model's default.
+
+    Args:
+        name: of PRESETS, which are of flows, or None.
+        model: "realnvp", "glow", "dcgan" or "vae".
+    Raises:
+        ArgumentError: no such preset, or one for a generator.
+
+    >>> chosen_preset("mnist-28", "realnvp").config.blocks
+    6
+    """
+    require(name is None or name in PRESETS, "train", "PRESET", f"one of {list(PRESETS)}", name)
+    if name is None:
+        return DEFAULTS[model]()
+    require(model in ("realnvp", "glow"), "train", "PRESET", f"none for a {model}", name)
+    return PRESETS[name] if model == "realnvp" else _glow(PRESETS[name])
+
+
+def output_folder(name: str | None, out: str | None) -> Path:
+    """Where a training's files go: ``out``, or the preset's name below the user's folder.
+
+    There ``load_flow`` finds the flow by that name, unless a shipped flow has it.
+
+    Raises:
+        ArgumentError: neither is given, or the name is a shipped flow's.
+    """
+    shipped = name in available_flows()
+    wanted = f"a folder (a flow named {name} is shipped)" if shipped else "a folder"
+    require(bool(out or name and not shipped), "train", "--out", wanted, "none")
+    return Path(out) if out else user_folder() / str(name)

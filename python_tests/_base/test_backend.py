@@ -36,7 +36,7 @@ def test_choices_agree(choice):
     """The same log-density from the reference and from the kernels, in processes of their own."""
     code = (
         "import torch, flowinv_fast as ff; torch.manual_seed(0);"
-        "f = ff.RealNVP(ff.RealNVPConfig((1, 8, 8), scales=2, hidden=4));"
+        "f = ff.realnvp(ff.RealNVPConfig((1, 8, 8), scales=2, hidden=4));"
         "print(f.log_prob(torch.randn(2, 1, 8, 8)).tolist(), ff.build_info()['backend'])"
     )
     done = run(code, FLOWINV_BACKEND=choice)
@@ -44,7 +44,7 @@ def test_choices_agree(choice):
     values, backend = done.stdout.rsplit(maxsplit=1)
     assert backend == choice
     torch.manual_seed(0)
-    flow = ff.RealNVP(ff.RealNVPConfig((1, 8, 8), scales=2, hidden=4))
+    flow = ff.realnvp(ff.RealNVPConfig((1, 8, 8), scales=2, hidden=4))
     want = flow.log_prob(torch.randn(2, 1, 8, 8)).detach()
     torch.testing.assert_close(torch.tensor(eval(values)), want)
 

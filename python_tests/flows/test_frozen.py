@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import assert_names, strided
+from helpers import assert_names, standardisation, strided
 
 import flowinv_fast as ff
-from flowinv_fast import RealNVP, RealNVPConfig
+from flowinv_fast import Flow, GlowConfig, RealNVPConfig, glow, realnvp
 from flowinv_fast._base import backend
+from flowinv_fast.flows import AffineCoupling, FactorOut, FlowConfig, Layer, Squeeze, Standardise
 
 # Odd sides, one channel and many, no block and several, hidden widths off the engine's blocks.
 SHAPES = [
@@ -22,25 +23,35 @@ SHAPES = [
     ((2, 7, 5), {"hidden": 16, "scales": 1, "blocks": 1}),
     ((1, 1, 3), {"hidden": 3, "scales": 1, "blocks": 0}),
     ((1, 20, 12), {"hidden": 48, "scales": 3, "blocks": 3}),
+    ((1, 28, 28), {"hidden": 16, "scales": 3, "blocks": 1, "mixing": True}),
+    ((3, 8, 12), {"hidden": 8, "scales": 2, "blocks": 0, "mixing": False, "prior_blocks": 2}),
 ]
 needs_bf16 = pytest.mark.skipif(
     backend._C is None or not backend._C.cpu_bf16(), reason="no bf16 products on this CPU"
 )
 
 
-def random_flow(shape, gain: float = 1.0, **config) -> RealNVP:
+def random_flow(shape, gain: float = 1.0, **config) -> Flow:
+    """A RealNVP, or a Glow where its options are given, of random weights: see ``scramble``."""
+    if {"mixing", "conditional_prior"} & set(config):
+        return scramble(glow(GlowConfig(shape=shape, **config)), gain)
+    return scramble(realnvp(RealNVPConfig(shape=shape, **config)), gain)
+
+
+def scramble(flow: Flow, gain: float = 1.0) -> Flow:
     """Every parameter random, raw scales of ordinary size, s up to the gain."""
-    flow = RealNVP(RealNVPConfig(shape=shape, **config))
     with torch.no_grad():
         for name, p in flow.named_parameters():
             if name.endswith("bias"):
                 p.normal_().mul_(0.1)
             elif name.endswith("last.gain"):
                 p.fill_(0.5)
-        for coupling in flow.couplings():
-            coupling.gain.uniform_(-gain, gain)
-        flow.location.normal_()
-        flow.spread.uniform_(0.5, 2)
+            elif name.endswith(("lower", "upper", "log_size")):
+                p.add_(0.1 * torch.randn_like(p))
+        for bound in flow.gains():
+            bound.uniform_(-gain, gain)
+        standardisation(flow).mean.normal_()
+        standardisation(flow).std.uniform_(0.5, 2)
     return flow.eval().requires_grad_(False)
 
 
@@ -56,14 +67,14 @@ def results(apply, variable: torch.Tensor, weights: tuple) -> list[torch.Tensor]
 def errors(flow, frozen, decode: bool, batch: int, device="cpu") -> torch.Tensor:
     """(3, B): each image's relative error against the float64 flow, worst over the tensor, in the
     output, the log-determinant and the gradient."""
-    variable = torch.randn(batch, *([flow.location.numel()] if decode else flow.shape))
+    variable = torch.randn(batch, *([math.prod(flow.shape)] if decode else flow.shape))
     if not decode and flow.config.support == "bounded":
         variable = torch.rand_like(variable)
     elif decode:
         variable *= 0.7
     double = copy.deepcopy(flow).double()
     which = "decode" if decode else "encode"
-    shape = flow.shape if decode else (flow.location.numel(),)
+    shape = flow.shape if decode else (math.prod(flow.shape),)
     weights = (torch.randn(batch, *shape), torch.randn(batch))
     want = results(getattr(double, which), variable.double(), [w.double() for w in weights])
     got = results(getattr(frozen, which), variable.to(device), [w.to(device) for w in weights])
@@ -131,8 +142,11 @@ def test_shipped_flows(name, device):
     )
 
 
-def test_bounded_support():
-    flow = random_flow((1, 8, 8), 0.3, hidden=16, scales=2, blocks=1, support="bounded")
+@pytest.mark.parametrize("options", [{}, {"mixing": True}])
+def test_bounded_support(options):
+    sizes = {"hidden": 16, "scales": 2, "blocks": 1}
+    flow = random_flow((1, 8, 8), 0.3, support="bounded", **sizes, **options)
+    assert flow.freeze().compiled == backend.native(torch.empty(0))
     for decode in (True, False):
         assert_exact(errors(flow, flow.freeze(), decode, 9), 2e-4)
 
@@ -197,7 +211,7 @@ def test_weights_are_fixed_at_freezing():
 def test_memory_is_the_sign_bits_and_two_numbers():
     """0.19 MB at M and 1.3 MB at C within 1.3 times, and that is what the graph holds."""
     for shape, bound in (((1, 28, 28), 0.19e6), ((3, 64, 64), 1.3e6)):
-        frozen = RealNVP(RealNVPConfig(shape=shape)).freeze()
+        frozen = realnvp(RealNVPConfig(shape=shape)).freeze()
         assert 0.5 * bound < frozen.saved_bytes < 1.3 * bound
     held = []
     hooks = torch.autograd.graph.saved_tensors_hooks(
@@ -211,6 +225,79 @@ def test_memory_is_the_sign_bits_and_two_numbers():
         held.clear()
         frozen.decode(z)
     assert not held
+
+
+class Mirrored(Flow):
+    """A user's flow: images are mirrored first."""
+
+    def encode(self, x):
+        return super().encode(x.flip(3))
+
+    def decode(self, z):
+        x, logdet = super().decode(z)
+        return x.flip(3), logdet
+
+
+class Wider(Flow):
+    """A user's flow with another distribution of latents."""
+
+    def log_prob(self, x):
+        z, logdet = self.encode(x)
+        return torch.distributions.Laplace(0.0, 1.0).log_prob(z).sum(1) + logdet
+
+
+class Named(Flow):
+    """A user's flow with the map of any other."""
+
+    name = "mine"
+
+
+class Turned(Layer):
+    """A user's layer, which the engine does not know."""
+
+    def encode(self, x, logdet):
+        return -x, logdet
+
+    def decode(self, z, logdet):
+        return -z, logdet
+
+
+def small_layers(*front: Layer) -> list[Layer]:
+    couplings = [AffineCoupling(4, 8, 1, f"channel_{half}") for half in ("first", "second")]
+    return [*front, Standardise((1, 4, 4)), Squeeze(), *couplings, FactorOut()]
+
+
+@pytest.mark.parametrize("kind", [Mirrored, Wider, Named])
+def test_a_subclass_keeps_its_own_methods(kind):
+    """On the engine where it overrides none of the map's, else as it is."""
+    flow = scramble(kind(small_layers(), FlowConfig((1, 4, 4))))
+    frozen = flow.freeze()
+    assert frozen.compiled == (kind is Named)
+    x = torch.randn(3, 1, 4, 4)
+    torch.testing.assert_close(frozen.encode(x), flow.encode(x))
+    torch.testing.assert_close(frozen.decode(x.flatten(1)), flow.decode(x.flatten(1)))
+    torch.testing.assert_close(frozen.log_prob(x), flow.log_prob(x))
+    draws = [f.sample(2, generator=torch.Generator().manual_seed(1)) for f in (flow, frozen)]
+    torch.testing.assert_close(*draws)
+
+
+def test_layers_that_the_engine_does_not_know():
+    """In front of the others they run as they are; elsewhere the flow runs on plain torch."""
+    config = FlowConfig((1, 4, 4))
+    front = scramble(Flow(small_layers(Turned(), Turned()), config), 0.3)
+    behind = scramble(Flow([*small_layers(), Turned()], config), 0.3)
+    strange = Flow(small_layers(), config)
+    strange.layers[2].conditioner = torch.nn.Conv2d(2, 4, 1)
+    assert front.freeze().compiled
+    assert not behind.freeze().compiled and not scramble(strange).freeze().compiled
+    for flow in (front, behind, strange):
+        for decode in (True, False):
+            assert_exact(errors(flow, flow.freeze(), decode, 9), 2e-5)
+    x = torch.randn(2, 1, 4, 4)
+    kept = x.clone()
+    with torch.no_grad():
+        front.freeze().encode(x)
+    assert torch.equal(x, kept)
 
 
 def test_bad_arguments():

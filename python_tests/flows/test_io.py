@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import assert_names
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import flowinv_fast
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.data import sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig, available_flows, load_flow, save_flow
+from flowinv_fast.flows import (
+    AffineCoupling,
+    ChannelMixing,
+    Flow,
+    FlowConfig,
+    GlowConfig,
+    RealNVPConfig,
+    Standardise,
+    available_flows,
+    build_flow,
+    io,
+    load_flow,
+    save_flow,
+)
+from flowinv_fast.flows.multi_scale import multi_scale_layers
+
+CONFIGS = [
+    RealNVPConfig((1, 8, 8), scales=2, hidden=4, blocks=1, support="bounded"),
+    GlowConfig((1, 8, 8), scales=2, hidden=4, blocks=1, prior_hidden=3),
+    GlowConfig((1, 8, 8), scales=2, hidden=4, blocks=1, mixing=False),
+]
 
 
-@pytest.fixture
-def flow() -> RealNVP:
-    flow = RealNVP(RealNVPConfig((1, 8, 8), scales=2, hidden=4, blocks=1, support="bounded"))
+@pytest.fixture(params=CONFIGS, ids=["realnvp", "glow", "glow-unmixed"])
+def flow(request) -> Flow:
+    flow = build_flow(request.param)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -28,7 +51,9 @@ def flow() -> RealNVP:
 def test_round_trip_is_exact(flow, tmp_path):
     save_flow(flow, tmp_path / "a.safetensors", {"data": "none", "bits_per_dim": 3.5})
     again = load_flow(tmp_path / "a.safetensors")
-    assert again.config == flow.config and again.info["bits_per_dim"] == 3.5
+    assert type(again.config) is type(flow.config) and again.config == flow.config
+    assert repr(again) == repr(flow)
+    assert again.info["bits_per_dim"] == 3.5
     for name, tensor in flow.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert not again.training and not any(p.requires_grad for p in again.parameters())
@@ -43,6 +68,9 @@ def test_half_storage_stays_invertible(flow, tmp_path):
     save_flow(flow, tmp_path / "f.safetensors")
     assert (tmp_path / "h.safetensors").stat().st_size < (tmp_path / "f.safetensors").stat().st_size
     again = load_flow(tmp_path / "h.safetensors", dtype=torch.float64)
+    keys = [k for k in flow.state_dict() if k.endswith(("mean", "std"))]
+    with safe_open(tmp_path / "h.safetensors", framework="pt") as file:
+        assert len(keys) == 2 and all(file.get_tensor(k).dtype == torch.float32 for k in keys)
     x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     z, _ = again.encode(x)
     torch.testing.assert_close(again.decode(z)[0], x, atol=1e-10, rtol=0)
@@ -60,11 +88,75 @@ def test_wrong_files(flow, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     paths = [cut, pickled, other, folder, tmp_path / "missing.safetensors"]
-    for header in ("{", "[1]", '{"format": "flowinv_fast.realnvp.1"}'):
+    for header in ("{", "[1]", '{"format": "flowinv_fast.flow.1"}'):
         paths.append(tmp_path / f"header-{len(paths)}.safetensors")
         save_file(load_file(good), paths[-1], metadata={"flowinv_fast": header})
     for path in paths:
         assert str(path) in assert_names("name_or_path", lambda path=path: load_flow(path))
+
+
+def test_files_of_other_layers(flow, tmp_path):
+    """A tensor is missing, of another shape, or too many; or nothing of that name is built."""
+    good = tmp_path / "good.safetensors"
+    save_flow(flow, good)
+    with safe_open(good, framework="pt") as file:
+        header = json.loads(file.metadata()["flowinv_fast"])
+    name = next(key for key in flow.state_dict() if key.endswith("conditioner.first.direction"))
+
+    def refused(words: str, tensors: dict, **changes) -> None:
+        changed = json.dumps({**header, **changes})
+        save_file(tensors, tmp_path / "bad.safetensors", metadata={"flowinv_fast": changed})
+        assert words in assert_names(
+            "name_or_path", lambda: load_flow(tmp_path / "bad.safetensors")
+        )
+
+    whole = load_file(good)
+    refused(f"no tensor {name}", {k: t for k, t in whole.items() if k != name})
+    refused(f"tensor {name} is of shape (1,), not (4, ", {**whole, name: torch.zeros(1)})
+    refused("tensor layers.99.mean is unknown", {**whole, "layers.99.mean": torch.zeros(1)})
+    refused("'maf' is none of realnvp, glow", whole, architecture="maf")
+    refused("scales", whole, config={**header["config"], "scales": 0})
+    refused("depth", whole, config={**header["config"], "depth": 3})
+
+
+def test_flows_that_no_file_could_bring_back(tmp_path):
+    """Of layers of one's own, or of other layers than the config stands for."""
+    own = Flow([Standardise((1, 8, 8))], FlowConfig((1, 8, 8)))
+    path = tmp_path / "flow.safetensors"
+    assert "realnvp or glow" in assert_names("flow", lambda: save_flow(own, path))
+    config = CONFIGS[0]
+
+    class Mine(Flow):
+        pass
+
+    layers = multi_scale_layers(config)
+    for other in (Flow(layers[:-1], config), Mine(layers, config)):
+        assert_names("flow", lambda other=other: save_flow(other, path))
+    layers[2] = type("Mine", (AffineCoupling,), {})(1, 4, 1)
+    assert_names("flow", lambda: save_flow(Flow(layers, config), path))
+    assert not path.exists()
+
+
+def test_an_architecture_of_ones_own_is_entered_in_the_table(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Config(FlowConfig):
+        turns: int = 1
+
+    def build(config: Config) -> Flow:
+        return Flow([ChannelMixing(3) for _ in range(config.turns)], config)
+
+    monkeypatch.setitem(io.ARCHITECTURES, "turns", (Config, build))
+    flow = build(Config((3, 2, 2), turns=2))
+    save_flow(flow, tmp_path / "flow.safetensors")
+    again = load_flow(tmp_path / "flow.safetensors")
+    x = torch.rand(2, 3, 2, 2)
+    assert isinstance(again.config, Config) and torch.equal(again.encode(x)[0], flow.encode(x)[0])
+
+
+def test_saving_draws_no_random_numbers(flow, tmp_path):
+    before = torch.get_rng_state()
+    save_flow(flow, tmp_path / "flow.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unknown_name_lists_the_shipped_flows():
@@ -73,9 +165,11 @@ def test_unknown_name_lists_the_shipped_flows():
 
 
 IMAGES = {
-    "digits-noise-28": "mnist-28", "mnist-28": "mnist-28", "fashion-28": "fashion-28",
+    "digits-noise-28": "mnist-28",
+    "mnist-28": "mnist-28",
+    "fashion-28": "fashion-28",
     "photo-64-small": "photo-64",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", IMAGES)

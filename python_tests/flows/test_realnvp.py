@@ -6,43 +6,31 @@ import math
 
 import pytest
 import torch
-from helpers import assert_names
+from helpers import assert_names, jacobian_logdet, randomise
 
 from flowinv_fast._base.errors import ArgumentError
-from flowinv_fast.flows import RealNVP, RealNVPConfig
-
-
-def randomise(flow: RealNVP, amount: float = 0.3) -> RealNVP:
-    """Move a flow away from the identity, as training would."""
-    with torch.no_grad():
-        for name, parameter in flow.named_parameters():
-            if name.endswith(("gain", "bias")):
-                parameter.add_(amount * torch.randn_like(parameter))
-        flow.location.normal_(0.3, 0.1)
-        flow.spread.uniform_(0.5, 1.5)
-    return flow
-
-
-def jacobian_logdet(function, point: torch.Tensor) -> torch.Tensor:
-    """log|det| of a map of one image, by autograd's dense Jacobian."""
-    flat = point.flatten()
-    dense = torch.autograd.functional.jacobian(
-        lambda v: function(v.view_as(point)[None])[0].flatten(), flat
-    )
-    return torch.linalg.slogdet(dense)[1]
-
+from flowinv_fast.flows import (
+    AffineCoupling,
+    GlowConfig,
+    RealNVPConfig,
+    build_flow,
+    realnvp,
+)
 
 CONFIGS = [
     RealNVPConfig((1, 4, 4), scales=2, hidden=4, blocks=1, support="unbounded"),
     RealNVPConfig((2, 4, 8), scales=3, hidden=5, blocks=1, support="bounded"),
     RealNVPConfig((3, 5, 3), scales=1, hidden=4, blocks=0, support="unbounded"),
-    RealNVPConfig((1, 4, 4), scales=2, hidden=4, blocks=1, mixing=True),
+    GlowConfig((1, 4, 4), scales=2, hidden=4, blocks=1, prior_hidden=4),
+    GlowConfig((2, 4, 8), scales=3, hidden=3, blocks=0, support="bounded", prior_hidden=3),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.shape}-{c.scales}-{c.support}")
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda c: f"{type(c).__name__}-{c.shape}-{c.scales}-{c.support}"
+)
 def test_logdet_equals_the_jacobian(config):
-    flow = randomise(RealNVP(config)).double()
+    flow = randomise(build_flow(config)).double()
     x = torch.rand(2, *config.shape, dtype=torch.float64)
     z, encode_logdet = flow.encode(x)
     back, decode_logdet = flow.decode(z)
@@ -59,7 +47,7 @@ def test_logdet_equals_the_jacobian(config):
 
 @pytest.mark.parametrize("support", ["bounded", "unbounded"])
 def test_starts_as_the_identity(support):
-    flow = RealNVP(RealNVPConfig((1, 8, 8), scales=3, hidden=4, support=support, alpha=0.05))
+    flow = realnvp(RealNVPConfig((1, 8, 8), scales=3, hidden=4, support=support, alpha=0.05))
     x = torch.rand(3, 1, 8, 8)
     z, _ = flow.encode(x)
     first = torch.logit(0.05 + 0.9 * x) if support == "bounded" else x
@@ -74,7 +62,7 @@ def _backward(flow, x):
 
 
 def test_log_prob_of_the_identity_is_normal():
-    flow = RealNVP(RealNVPConfig((3, 8, 8), scales=2, hidden=4))
+    flow = realnvp(RealNVPConfig((3, 8, 8), scales=2, hidden=4))
     x = torch.randn(4, 3, 8, 8)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum((1, 2, 3))
     torch.testing.assert_close(flow.log_prob(x), expected)
@@ -82,7 +70,7 @@ def test_log_prob_of_the_identity_is_normal():
 
 def test_log_prob_integrates_to_one():
     """A 2-pixel bounded flow: the density summed over a grid of its support is 1."""
-    flow = randomise(RealNVP(RealNVPConfig((1, 1, 2), scales=1, hidden=4, support="bounded")))
+    flow = randomise(realnvp(RealNVPConfig((1, 1, 2), scales=1, hidden=4, support="bounded")))
     flow = flow.double()
     low, high, n = -0.05 / 0.9, 1 + 0.05 / 0.9, 600
     side = (high - low) / n
@@ -95,7 +83,7 @@ def test_log_prob_integrates_to_one():
 
 def test_samples_follow_the_density():
     """Mean log-density of samples equals minus the entropy estimated another way: E over z."""
-    flow = randomise(RealNVP(RealNVPConfig((1, 4, 4), scales=2, hidden=4))).double()
+    flow = randomise(realnvp(RealNVPConfig((1, 4, 4), scales=2, hidden=4))).double()
     generator = torch.Generator().manual_seed(3)
     x = flow.sample(500, generator=generator)
     z, logdet = flow.encode(x)
@@ -107,7 +95,7 @@ def test_samples_follow_the_density():
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_any_batch_and_non_contiguous(batch):
-    flow = randomise(RealNVP(RealNVPConfig((2, 8, 8), scales=3, hidden=4)))
+    flow = randomise(realnvp(RealNVPConfig((2, 8, 8), scales=3, hidden=4)))
     x = torch.rand(batch, 2, 8, 8).transpose(2, 3)
     z, logdet = flow.encode(x)
     assert z.shape == (batch, 128) and logdet.shape == (batch,)
@@ -119,9 +107,7 @@ def test_any_batch_and_non_contiguous(batch):
 
 def test_34_couplings_at_64_by_64():
     """The colour preset's depth: 6 scales are 34 couplings; structure and round trip."""
-    from flowinv_fast.flows.coupling import AffineCoupling
-
-    flow = randomise(RealNVP(RealNVPConfig((3, 64, 64), scales=6, hidden=8, blocks=1)), 0.05)
+    flow = randomise(realnvp(RealNVPConfig((3, 64, 64), scales=6, hidden=8, blocks=1)), 0.05)
     assert sum(isinstance(m, AffineCoupling) for m in flow.modules()) == 34
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -132,7 +118,7 @@ def test_34_couplings_at_64_by_64():
 
 
 def test_gradient_through_decode_matches_reference_arithmetic():
-    flow = randomise(RealNVP(RealNVPConfig((1, 4, 4), scales=2, hidden=4))).double()
+    flow = randomise(realnvp(RealNVPConfig((1, 4, 4), scales=2, hidden=4))).double()
     z = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(flow.decode, (z,))
     assert torch.autograd.gradcheck(lambda z: flow.encode(z.view(2, 1, 4, 4)), (z,))
@@ -140,7 +126,7 @@ def test_gradient_through_decode_matches_reference_arithmetic():
 
 def test_folded_weights_follow_changes():
     """With gradients off the folded weights are cached, and dropped when a weight changes."""
-    flow = randomise(RealNVP(RealNVPConfig((1, 4, 4), scales=1, hidden=4)))
+    flow = randomise(realnvp(RealNVPConfig((1, 4, 4), scales=1, hidden=4)))
     x = torch.rand(1, 1, 4, 4)
     with torch.no_grad():
         before = flow.log_prob(x)
@@ -154,12 +140,12 @@ def test_folded_weights_follow_changes():
 
 def test_bits_per_dim_of_uniform_noise_is_the_bit_depth():
     """An image uniform on [0, 1] has density 1, so it costs exactly ``bits`` per pixel."""
-    flow = RealNVP(RealNVPConfig((1, 2, 2), scales=1, hidden=4, bits=5))
+    flow = realnvp(RealNVPConfig((1, 2, 2), scales=1, hidden=4, bits=5))
     torch.testing.assert_close(flow.bits_per_dim(torch.zeros(2)), torch.full((2,), 5.0))
 
 
 def test_dequantise_bounded_stays_in_the_grey_level():
-    flow = RealNVP(RealNVPConfig((1, 4, 4), scales=1, hidden=4, support="bounded", bits=5))
+    flow = realnvp(RealNVPConfig((1, 4, 4), scales=1, hidden=4, support="bounded", bits=5))
     levels = torch.randint(0, 32, (8, 1, 4, 4))
     noisy = flow.dequantise(levels.float() / 31, seed=5)
     assert torch.equal((noisy * 32).floor().long(), levels)
@@ -176,7 +162,6 @@ def test_dequantise_bounded_stays_in_the_grey_level():
         ({"smoothing": -0.1}, "smoothing"),
         ({"hidden": 0}, "hidden"),
         ({"bits": 0}, "bits"),
-        ({"mixing": 1}, "mixing"),
     ],
 )
 def test_bad_configurations(changes, argument):
@@ -184,11 +169,16 @@ def test_bad_configurations(changes, argument):
 
 
 @pytest.mark.parametrize(
-    "x", [torch.rand(2, 1, 8, 4), torch.rand(1, 8, 8), torch.zeros(2, 1, 8, 8).int(),
-          torch.rand(2, 1, 8, 8).double()],
+    "x",
+    [
+        torch.rand(2, 1, 8, 4),
+        torch.rand(1, 8, 8),
+        torch.zeros(2, 1, 8, 8).int(),
+        torch.rand(2, 1, 8, 8).double(),
+    ],
     ids=["size", "rank", "integer", "double"],
-)  # fmt: skip
+)
 def test_bad_images(x):
-    flow = RealNVP(RealNVPConfig((1, 8, 8), hidden=4))
+    flow = realnvp(RealNVPConfig((1, 8, 8), hidden=4))
     with pytest.raises(ArgumentError, match="x"):
         flow.encode(x)

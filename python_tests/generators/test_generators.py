@@ -1,4 +1,4 @@
-"""Generators: shapes, weights files and every way they can be wrong, training, use as priors."""
+"""Generators: shapes, weights files and every way they can be wrong, use as priors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators
-from flowinv_fast._base.errors import SolverError
-from flowinv_fast.data import load_images, sample_images
+from flowinv_fast.data import sample_images
 from flowinv_fast.generators import (
     DCGAN,
     VAE,
@@ -25,7 +24,6 @@ from flowinv_fast.generators import (
     save_generator,
 )
 from flowinv_fast.generators.nets import companion, make
-from flowinv_fast.training.generator import GeneratorTraining, _gan_step, _vae_step, train_generator
 
 KINDS = {"dcgan": DCGAN, "vae": VAE}
 
@@ -44,11 +42,6 @@ def moved(config: GeneratorConfig) -> torch.nn.Module:
     return generator.eval()
 
 
-def clothes() -> torch.Tensor:
-    """The shipped test images as uint8."""
-    return (255 * sample_images("fashion-28")).round().to(torch.uint8)
-
-
 # --- the maps ------------------------------------------------------------------------------------
 
 
@@ -59,7 +52,7 @@ def test_shapes_and_range(kind, side, channels):
     config = small(kind, side, channels)
     generator = make(config)
     assert type(generator) is KINDS[kind]
-    assert generator.latent_dim == 6 and generator.image_shape == (channels, side, side)
+    assert generator.latent_dim == 6 and generator.shape == (channels, side, side)
     x = generator(3 * torch.randn(5, 6))
     assert x.shape == (5, channels, side, side) and ((x > 0) & (x < 1)).all()
     outputs = {"dcgan": 1, "vae": 12}[kind]
@@ -162,7 +155,7 @@ def test_wrong_files(tmp_path):
     for name, content in texts.items():
         (tmp_path / name).write_bytes(content)
         paths.append(tmp_path / name)
-    flow = ff.RealNVP(ff.RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0))
+    flow = ff.realnvp(ff.RealNVPConfig((1, 4, 4), scales=1, hidden=2, blocks=0))
     ff.save_flow(flow, tmp_path / "flow.safetensors")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     paths += [tmp_path / "flow.safetensors", tmp_path / "other.safetensors"]
@@ -245,206 +238,10 @@ def test_shipped_generators_reconstruct(name, method):
     """A few steps lower the loss, which is that of the image returned."""
     generator, operator = load_generator(name), operators.GaussianSensing(100, (1, 28, 28))
     y, law = operator(images_like(name, 2)), noise.Gaussian(0.1)
-    got = ff.reconstruct(
-        y, operator, generator, law, method=method, lam=0.1, steps=15, progress=False,
-        seed=torch.randint(2**31, ()).item(),
-    )  # fmt: skip
+    options = {"method": method, "lam": 0.1, "steps": 15, "seed": torch.randint(2**31, ()).item()}
+    got = ff.reconstruct(y, operator, generator, law, progress=False, **options)
     assert (got.loss < got.history[0]).all()
     torch.testing.assert_close(got.x, generator(got.z))
     error = (y - operator(got.x)).square().sum(1)
     want = error + 0.1 * got.z.square().sum(1) if method == "csgm" else -law.log_prob(got.noise)
     torch.testing.assert_close(got.loss, want, rtol=1e-4, atol=1e-3)
-
-
-# --- training ------------------------------------------------------------------------------------
-
-
-def trained(folder, kind="vae", images=None, **options):
-    seed = torch.randint(2**31, ()).item()
-    options = {"epochs": 2, "batch": 8, "lr": 3e-3, "seed": seed, **options}
-    images = clothes() if images is None else images
-    config = GeneratorConfig(tuple(images.shape[1:]), kind, latent_dim=6, width=4)
-    return train_generator(config, GeneratorTraining(**options), images, folder, progress=False)
-
-
-def logged(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def error(generator: torch.nn.Module) -> float:
-    """Squared distance of the mean draw from the mean real image."""
-    mean = sample_images("fashion-28").mean(0)
-    return (generator.sample(100).mean(0) - mean).square().mean().item()
-
-
-def test_vae_learns_real_images(tmp_path):
-    generator = trained(tmp_path, epochs=40, lr=5e-3)
-    losses = [facts["loss"] for facts in logged(tmp_path)]
-    assert len(losses) == 40 and losses[-1] < 0.8 * losses[0]
-    assert error(generator) < 0.7 * error(make(generator.config).eval())
-
-
-def test_dcgan_moves_towards_real_images(tmp_path):
-    generator = trained(tmp_path, "dcgan", epochs=40, lr=2e-3)
-    assert error(generator) < 0.8 * error(make(generator.config).eval())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_weights(kind, tmp_path):
-    runs = [trained(tmp_path / str(i), kind, seed=seed) for i, seed in enumerate((5, 5, 6))]
-    same, again, other = (run.state_dict() for run in runs)
-    assert all(torch.equal(same[name], again[name]) for name in same)
-    assert not all(torch.equal(same[name], other[name]) for name in same)
-
-
-def test_the_seed_decides_the_first_weights(tmp_path):
-    one, other = (trained(tmp_path / str(i), seed=i, lr=1e-12, epochs=1) for i in range(2))
-    first = lambda net: next(net.parameters())
-    assert (first(one) - first(other)).abs().max() > 0.01
-
-
-def test_an_epoch_shows_every_image_once_in_another_order(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "flowinv_fast.training.generator._vae_step",
-        lambda decoder, encoder, optimisers, x, random: seen.append(x) or 0.0,
-    )
-    trained(tmp_path, epochs=2)
-    assert [len(x) for x in seen] == [8] * 8
-    real, epochs = sample_images("fashion-28").flatten(1), torch.cat(seen).flatten(1).split(32)
-    distances = [torch.cdist(epoch.double(), real.double()) for epoch in epochs]
-    orders = [distance.argmin(1).tolist() for distance in distances]
-    assert all(distance.amin(1).max() < 1e-4 for distance in distances)
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(32)) and orders[0] != orders[1]
-
-
-def test_training_leaves_torchs_generators(tmp_path):
-    before = torch.get_rng_state()
-    train_generator(
-        small(), GeneratorTraining(1, 8), clothes()[..., :8, :8], tmp_path, progress=False
-    )
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_what_training_leaves(tmp_path):
-    generator = trained(tmp_path, epochs=1.5)  # rounded up
-    assert not generator.training and not any(p.requires_grad for p in generator.parameters())
-    again, z = load_generator(tmp_path / "generator.safetensors"), torch.randn(3, 6)
-    assert torch.equal(again(z), generator(z)) and again.info == generator.info
-    assert [facts["epoch"] for facts in logged(tmp_path)] == [1, 2]
-    assert again.info["images"] == 32 and again.info["training"]["batch"] == 8
-    names = {"generator.safetensors", "samples.png", "log.jsonl"}
-    assert {p.name for p in tmp_path.iterdir()} == names
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "samples.png").rename(tmp_path / "folder" / "samples.png")
-    pictures = load_images(tmp_path / "folder")
-    assert pictures.shape == (1, 3, 2 * (8 * 29 + 1), 2 * (8 * 29 + 1))
-
-
-def test_training_stops_after_its_minutes(tmp_path):
-    options = GeneratorTraining(epochs=50, batch=8)
-    train_generator(small(), options, clothes()[..., :8, :8], tmp_path, progress=False, minutes=0.0)
-    assert len(logged(tmp_path)) == 1
-
-
-def test_fewer_images_than_a_batch_and_colour(tmp_path):
-    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
-    assert trained(tmp_path, images=images, batch=128).sample(2).shape == (2, 3, 8, 8)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_that_is_lost_ends_training_and_keeps_the_last_good_file(kind, tmp_path):
-    trained(tmp_path, kind, epochs=1)
-    before = (tmp_path / "generator.safetensors").read_bytes()
-    with pytest.raises(SolverError, match="not finite in epoch 1"):
-        trained(tmp_path, kind, lr=1e30, epochs=1)
-    assert (tmp_path / "generator.safetensors").read_bytes() == before
-
-
-class Standing(torch.optim.SGD):
-    """An optimiser that leaves the weights and keeps the gradients."""
-
-    def __init__(self, net):
-        super().__init__(net.parameters(), lr=0.0)
-
-
-def pair(kind: str) -> tuple:
-    config = small(kind)
-    generator, other = make(config).eval(), companion(config).eval()
-    return generator, other, (Standing(generator), Standing(other))
-
-
-def test_vae_loss_is_minus_the_evidence_lower_bound():
-    decoder, encoder, optimisers = pair("vae")
-    x = torch.rand(5, 1, 8, 8)
-    got = _vae_step(decoder, encoder, optimisers, x, torch.Generator().manual_seed(1))
-    mean, log_variance = encoder(x).chunk(2, 1)
-    q = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    epsilon = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-    p = torch.distributions.Bernoulli(decoder(q.loc + q.scale * epsilon), validate_args=False)
-    divergence = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
-    want = -p.log_prob(x).flatten(1).sum(1) + divergence.sum(1)
-    assert abs(got - want.mean().item()) < 1e-3 * abs(got)
-    for net in (decoder, encoder):
-        weights = list(net.parameters())
-        grads = torch.autograd.grad(want.mean(), weights, retain_graph=True)
-        for weight, grad in zip(weights, grads):
-            torch.testing.assert_close(weight.grad, grad, rtol=1e-3, atol=1e-4)
-
-
-def test_gan_losses_are_the_non_saturating_ones():
-    generator, critic, optimisers = pair("dcgan")
-    x = torch.rand(5, 1, 8, 8)
-    got = _gan_step(generator, critic, optimisers, x, torch.Generator().manual_seed(1))
-    fake = generator(torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
-    entropy = torch.nn.functional.binary_cross_entropy
-    real, made = critic(x).sigmoid(), critic(fake).sigmoid()
-    want = entropy(real, torch.ones(5, 1)) + entropy(made, torch.zeros(5, 1))
-    assert abs(got - want.item()) < 1e-4
-    weights = list(generator.parameters())
-    grads = torch.autograd.grad(entropy(made, torch.ones(5, 1)), weights)
-    for weight, grad in zip(weights, grads):
-        torch.testing.assert_close(weight.grad, grad, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_moves_both_nets(kind):
-    config = small(kind)
-    nets = make(config), companion(config)
-    before = [torch.nn.utils.parameters_to_vector(net.parameters()).clone() for net in nets]
-    step = {"vae": _vae_step, "dcgan": _gan_step}[kind]
-    optimisers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
-    step(*nets, optimisers, torch.rand(5, 1, 8, 8), torch.Generator().manual_seed(1))
-    for net, old in zip(nets, before):
-        assert not torch.equal(torch.nn.utils.parameters_to_vector(net.parameters()), old)
-
-
-BAD_IMAGES = {
-    "type": [1],
-    "dtype": torch.zeros(4, 1, 8, 8),
-    "shape": torch.zeros(4, 1, 8, 9, dtype=torch.uint8),
-    "channels": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-    "rank": torch.zeros(4, 8, 8, dtype=torch.uint8),
-    "one": torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
-    "none": torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
-}
-
-
-@pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_images_are_named(case, tmp_path):
-    run = lambda: train_generator(
-        small(), GeneratorTraining(1, 2), BAD_IMAGES[case], tmp_path / "new", progress=False
-    )
-    assert_names("images", run)
-    assert not (tmp_path / "new").exists()
-
-
-BAD_TRAINING = [
-    ("epochs", 0), ("epochs", float("inf")), ("batch", 0), ("batch", 2.5), ("lr", 0.0),
-    ("lr", float("nan")), ("lr", "fast"), ("seed", -1), ("seed", 0.5),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("argument, value", BAD_TRAINING)
-def test_bad_training_is_named(argument, value):
-    assert_names(argument, lambda: GeneratorTraining(**{argument: value}))

@@ -11,7 +11,7 @@ from helpers import assert_names
 from torch.distributions import Normal
 
 from flowinv_fast import ArgumentError, measure, noise, operators, ops
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import RealNVPConfig, realnvp
 
 
 def generator(seed=None):
@@ -218,7 +218,7 @@ def test_digits_are_bank_images_at_places():
 
 
 def test_bounded_flow_is_refused_as_noise():
-    flow = RealNVP(RealNVPConfig((1, 4, 4), scales=2, hidden=4, support="bounded"))
+    flow = realnvp(RealNVPConfig((1, 4, 4), scales=2, hidden=4, support="bounded"))
     with pytest.raises(ArgumentError, match="unbounded"):
         noise.Flow(flow)
 

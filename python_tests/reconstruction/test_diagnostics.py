@@ -12,7 +12,7 @@ from toy_flows import SHAPE, SIZE, AffineFlow
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators, recovery_bound, sample_posterior
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.generators import GeneratorConfig
 from flowinv_fast.generators.nets import make
 
@@ -20,7 +20,7 @@ from flowinv_fast.generators.nets import make
 @pytest.fixture
 def flow():
     """A small RealNVP away from the identity, float32."""
-    model = RealNVP(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1))
+    model = realnvp(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("gain", "bias")):

@@ -12,7 +12,7 @@ from toy_flows import SHAPE, SIZE, AffineFlow
 
 import flowinv_fast as ff
 from flowinv_fast import ArgumentError, SolverError, Status, noise, operators
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.reconstruction import objectives
 
 
@@ -24,7 +24,7 @@ def affine():
 @pytest.fixture
 def flow():
     """A small RealNVP away from the identity."""
-    model = RealNVP(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1, support="unbounded"))
+    model = realnvp(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1, support="unbounded"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("gain", "bias")):

@@ -12,7 +12,7 @@ from toy_flows import SHAPE, AffineFlow
 import flowinv_fast as ff
 from flowinv_fast import separate
 from flowinv_fast.data import sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import RealNVPConfig, realnvp
 
 SOLVE = {"steps": 800, "lr": 0.1, "strategy": "adam", "progress": False}
 WEIGHTS = [(1.0, 1.0), (0.7, -1.3), (-0.5, 1.4), (-1.0, -0.8)]
@@ -71,7 +71,7 @@ def test_clothes_and_digits_become_more_probable():
 
 def test_bounded_flows_may_only_come_first():
     """A residual is any real number, which a logit flow gives no density."""
-    flow = RealNVP(RealNVPConfig(SHAPE, scales=1, hidden=2, blocks=0, support="bounded")).double()
+    flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=2, blocks=0, support="bounded")).double()
     y = torch.rand(2, *SHAPE).double()
     x1, x2 = separate(y, (flow, gaussian()), method="map_latent", steps=3, progress=False)
     assert (x1 > 0).all() and (x1 < 1).all()

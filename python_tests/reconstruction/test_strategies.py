@@ -10,7 +10,7 @@ from toy_flows import SHAPE, AffineFlow
 import flowinv_fast as ff
 from flowinv_fast import noise, operators
 from flowinv_fast.data import sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig
+from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.reconstruction.solvers import STRATEGIES, Status
 
 
@@ -73,7 +73,7 @@ def test_latent_first_hands_its_solution_on(affine):
 
 
 def test_annealing_is_the_default_under_a_flow_as_noise_only():
-    flow = RealNVP(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
+    flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
     y = torch.rand(2, *SHAPE)
     solve = lambda law, **options: (
         ff.reconstruct(y, operators.Scale(0.5), flow, law, steps=12, progress=False, **options).x
@@ -86,7 +86,7 @@ def test_annealing_is_the_default_under_a_flow_as_noise_only():
 
 
 def test_a_given_number_takes_the_place_of_the_strategys():
-    flow = RealNVP(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
+    flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
     y, law = torch.rand(2, *SHAPE), noise.Gaussian(0.5)
     settings = {"steps": 12, "lr": 0.1, "progress": False}
     solve = lambda **options: (

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_names
+from helpers import assert_names, standardisation
 from PIL import Image
 
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig, save_flow
-from flowinv_fast.training.card import held_out_images, write_card
+from flowinv_fast.flows import Flow, RealNVPConfig, realnvp, save_flow
+from flowinv_fast.training.card import write_card
 from flowinv_fast.training.card_page import card_page
+from flowinv_fast.training.measure import held_out_images
 
 KINDS = {
     "bounded": {"support": "bounded"},
@@ -28,20 +29,20 @@ KINDS = {
 }
 
 
-def make(kind: str = "smoothed") -> RealNVP:
+def make(kind: str = "smoothed") -> Flow:
     options = {"shape": (1, 8, 8), "scales": 2, "hidden": 4, "blocks": 1, **KINDS[kind]}
-    flow = RealNVP(RealNVPConfig(**options))
+    flow = realnvp(RealNVPConfig(**options))
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return flow
 
 
-def pictures(flow: RealNVP, count: int) -> torch.Tensor:
+def pictures(flow: Flow, count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, *flow.shape), dtype=torch.uint8)
 
 
-def levels(flow: RealNVP, images: torch.Tensor) -> torch.Tensor:
+def levels(flow: Flow, images: torch.Tensor) -> torch.Tensor:
     """Grey levels as float32 in [0, 1]."""
     step = 256 // 2**flow.config.bits
     return ((images // step).float() * 255 / (2**flow.config.bits - 1)).round() / 255
@@ -92,8 +93,8 @@ def test_facts_against_direct_computation(tmp_path, no_matplotlib, kind):
     assert facts["training"] == flow.info and facts["conditions"]["seed"] == seed
     page = (tmp_path / "a.md").read_text()
     meaning = "differential" if kind == "smoothed" else "a bound"
-    for words in (f"**{held_out['bits_per_dim']:.4f} ± ", meaning, "150 of 150", "1,234.5",
-                  "stripes \\| dots", "`flowinv-fast train`"):  # fmt: skip
+    told = (meaning, "150 of 150", "1,234.5", "stripes \\| dots", "`flowinv-fast train`")
+    for words in (f"**{held_out['bits_per_dim']:.4f} ± ", *told):
         assert words in page
 
 
@@ -131,7 +132,7 @@ def test_without_matplotlib(tmp_path, no_matplotlib):
 
 def test_densities_over_orders_of_magnitude(tmp_path):
     flow = make()
-    flow.spread.mul_(1e-4)
+    standardisation(flow).std.mul_(1e-4)
     facts = write_card(flow, pictures(flow, 5), tmp_path, "x")
     assert facts["groups"][0]["bits_per_dim"][1] > 1e4
     assert "5 of 5" in (tmp_path / "x.md").read_text()
@@ -140,7 +141,7 @@ def test_densities_over_orders_of_magnitude(tmp_path):
 def test_no_finite_density(tmp_path):
     """Still a card, which says so."""
     flow = make()
-    flow.location.fill_(math.nan)
+    standardisation(flow).mean.fill_(math.nan)
     facts = write_card(flow, pictures(flow, 5), tmp_path, "x")
     assert facts["held_out"]["finite"] == 0 and facts["held_out"]["bits_per_dim"] is None
     page = (tmp_path / "x.md").read_text()
@@ -218,7 +219,7 @@ def test_bad_input(tmp_path):
 def test_command(tmp_path, capsys, monkeypatch, no_matplotlib):
     """Named by the folder of training; bench/fill.py writes the same page from the JSON."""
     (tmp_path / "digits").mkdir()
-    flow = RealNVP(RealNVPConfig((1, 28, 28), scales=2, hidden=4, blocks=1))
+    flow = realnvp(RealNVPConfig((1, 28, 28), scales=2, hidden=4, blocks=1))
     save_flow(flow, tmp_path / "digits" / "flow.safetensors")
     np.save(tmp_path / "x.npy", (255 * sample_images("mnist-28", 6)).round().to(torch.uint8))
     command = ["card", str(tmp_path / "digits" / "flow.safetensors"), "--data"]

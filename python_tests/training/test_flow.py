@@ -22,9 +22,8 @@ from safetensors import safe_open
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import Crops, Stored, sample_images
-from flowinv_fast.flows import RealNVP, RealNVPConfig, load_flow
-from flowinv_fast.flows.coupling import AffineCoupling
-from flowinv_fast.training.flow import TrainConfig, Trainer
+from flowinv_fast.flows import AffineCoupling, GlowConfig, RealNVPConfig, load_flow, realnvp
+from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer
 
 
 def stripes(n: int, seed: int) -> torch.Tensor:
@@ -39,9 +38,9 @@ CONFIG = RealNVPConfig((1, 8, 8), scales=2, hidden=8, blocks=1, smoothing=0.05)
 OPTIONS = {"batch": 32, "warmup": 5, "ema": 0.9, "lr": 3e-3}
 
 
-def trainer(folder, epochs, config=CONFIG, **options) -> Trainer:
-    options = TrainConfig(epochs=epochs, **{**OPTIONS, **options})
-    return Trainer(config, options, stripes(256, 0), stripes(64, 1), folder, progress=False)
+def trainer(folder, epochs, config=CONFIG, **options) -> FlowTrainer:
+    options = FlowTrainConfig(epochs=epochs, **{**OPTIONS, **options})
+    return FlowTrainer(config, options, stripes(256, 0), stripes(64, 1), folder, progress=False)
 
 
 @pytest.mark.parametrize("support", ["bounded", "unbounded"])
@@ -61,8 +60,8 @@ def test_round_trip_at_34_couplings_with_trained_weights(tmp_path):
     images = torch.nn.functional.interpolate(samples, (64, 64), mode="bilinear")
     images = (255 * images).round().to(torch.uint8)
     config = RealNVPConfig((1, 64, 64), scales=6, hidden=8, blocks=1, smoothing=0.05)
-    options = TrainConfig(epochs=8, batch=8, warmup=5, ema=0.9, lr=2e-3)
-    run = Trainer(config, options, images[:56], images[56:], tmp_path, progress=False)
+    options = FlowTrainConfig(epochs=8, batch=8, warmup=5, ema=0.9, lr=2e-3)
+    run = FlowTrainer(config, options, images[:56], images[56:], tmp_path, progress=False)
     before = run.evaluate()["bits_per_dim"]
     assert run.run(evaluate_every=100)["bits_per_dim"] < before - 0.5
     flow = load_flow(tmp_path / "flow.safetensors")
@@ -96,6 +95,19 @@ def test_resumes_bit_for_bit(tmp_path, options):
     assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_glow_learns_and_resumes_bit_for_bit(tmp_path, recompute):
+    config = GlowConfig((1, 8, 8), scales=2, hidden=8, blocks=1, smoothing=0.05)
+    whole = trainer(tmp_path / "whole", 3, config, recompute=recompute)
+    before = whole.evaluate()["bits_per_dim"]
+    assert whole.run()["bits_per_dim"] < before - 0.02
+    trainer(tmp_path / "parts", 1, config, recompute=recompute).run()
+    trainer(tmp_path / "parts", 3, config, recompute=recompute).run()
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    with pytest.raises(ArgumentError, match="folder"):
+        trainer(tmp_path / "parts", 3)  # a RealNVP
+
+
 def test_recomputing_learns_the_same(tmp_path):
     trainer(tmp_path / "plain", 2).run()
     trainer(tmp_path / "recomputed", 2, recompute=True).run()
@@ -117,9 +129,11 @@ def command(folder, *more) -> list:
     """A training of a small .npy array, as arguments of the command."""
     if not (folder / "x.npy").exists():
         np.save(folder / "x.npy", stripes(240, 0)[:, 0].numpy())
-    return ["train", "--data", str(folder / "x.npy"), "--hidden", "4", "--blocks", "1", "--scales",
-            "1", "--batch", "16", "--lr", "3e-3", "--warmup", "5", "--ema", "0.9", "--recompute",
-            "--threads", "1", "--quiet", *map(str, more)]  # fmt: skip
+    options = (
+        "--hidden 4 --blocks 1 --scales 1 --batch 16 --lr 3e-3 --warmup 5 --ema 0.9 --recompute "
+        "--threads 1 --quiet"
+    )
+    return ["train", "--data", str(folder / "x.npy"), *options.split(), *map(str, more)]
 
 
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -168,10 +182,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert main(command(tmp_path, *options, tmp_path / "one")) == 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     call = command(tmp_path, *options, tmp_path / "two", "--device", "cpu")
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "flowinv_fast.cli", *call],
-        env=ALONE, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    call = [sys.executable, *torchrun, "-m", "flowinv_fast.cli", *call]
+    done = subprocess.run(call, env=ALONE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("weights in") == 1 and "Warning" not in done.stderr
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
@@ -185,8 +197,14 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.fixture
 def first_of_two(monkeypatch) -> None:
     """torch.distributed as the first of two processes sees it, without the other."""
-    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2),
-                        ("init_process_group", None), ("destroy_process_group", None)):  # fmt: skip
+    answers = {
+        "is_initialized": True,
+        "get_rank": 0,
+        "get_world_size": 2,
+        "init_process_group": None,
+        "destroy_process_group": None,
+    }
+    for name, value in answers.items():
         monkeypatch.setattr(dist, name, lambda *a, value=value: value)
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -199,7 +217,9 @@ def test_batches_that_processes_cannot_share(tmp_path, capsys, first_of_two):
     ):
         assert main([*call, "--batch", str(batch)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith("flowinv-fast train: Trainer: batch: expected ") and words in line
+        assert (
+            line.startswith("flowinv-fast train: FlowTrainer: batch: expected ") and words in line
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -213,8 +233,8 @@ def test_crops_are_trained_on(tmp_path):
     def run(folder, epochs, size=(3, 8, 8)):
         crops = Crops(tmp_path / "pictures", size, (8, 12), epoch=64)
         held_out = crops.take(16, 1)
-        options = TrainConfig(epochs=epochs, **OPTIONS)
-        made = Trainer(config, options, crops, held_out, tmp_path / folder, progress=False)
+        options = FlowTrainConfig(epochs=epochs, **OPTIONS)
+        made = FlowTrainer(config, options, crops, held_out, tmp_path / folder, progress=False)
         return made.run()
 
     assert run("whole", 3)["step"] == 6 and len(curve(tmp_path / "whole")) == 3
@@ -227,20 +247,22 @@ def test_crops_are_trained_on(tmp_path):
 def test_start_is_where_training_begins(tmp_path):
     before = trainer(tmp_path / "first", 2).run()
     flow = load_flow(tmp_path / "first" / "flow.safetensors")
-    images, options = (stripes(200, 2), stripes(64, 1)), TrainConfig(epochs=1, **OPTIONS)
-    run = Trainer(CONFIG, options, *images, tmp_path / "second", progress=False, start=flow)
+    images, options = (stripes(200, 2), stripes(64, 1)), FlowTrainConfig(epochs=1, **OPTIONS)
+    run = FlowTrainer(CONFIG, options, *images, tmp_path / "second", progress=False, start=flow)
     for weights in (run.flow.state_dict(), run.average.state_dict()):
         assert_equal(weights, flow.state_dict())
     assert run.evaluate()["bits_per_dim"] == before["bits_per_dim"]
     run._train_step()
     assert not torch.equal(next(run.flow.parameters()), next(flow.parameters()))
     for other in ({"hidden": 9}, {"bits": 5}, {"support": "bounded"}):
-        start = RealNVP(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
-        assert_names("start", lambda start=start: Trainer(
-            CONFIG, options, *images, tmp_path / "third", progress=False, start=start,
-        ))  # fmt: skip
+        start = realnvp(RealNVPConfig(**{**CONFIG.to_dict(), **other}))
+        third = tmp_path / "third"
+        run = lambda start=start, third=third: FlowTrainer(
+            CONFIG, options, *images, third, progress=False, start=start
+        )
+        assert_names("start", run)
     smoother = RealNVPConfig(**{**CONFIG.to_dict(), "smoothing": 0.2})
-    Trainer(smoother, options, *images, tmp_path / "third", progress=False, start=flow)
+    FlowTrainer(smoother, options, *images, tmp_path / "third", progress=False, start=flow)
 
 
 @pytest.mark.parametrize("bits", [5, 8])
@@ -248,8 +270,8 @@ def test_without_smoothing_grey_levels_are_filled_evenly(tmp_path, bits):
     """All of [0, 1) in 2^bits cells: the cell is the image's, the place in it uniform."""
     config = RealNVPConfig((1, 8, 8), scales=1, hidden=4, blocks=0, bits=bits, smoothing=0.0)
     images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
-    options = TrainConfig(epochs=1, batch=64)
-    run = Trainer(config, options, images, images[:4], tmp_path, progress=False)
+    options = FlowTrainConfig(epochs=1, batch=64)
+    run = FlowTrainer(config, options, images, images[:4], tmp_path, progress=False)
     inputs, log_prob = [], run.log_prob
     run.log_prob = lambda x: inputs.append(x) or log_prob(x)
     run._train_step()
@@ -285,10 +307,10 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def test_wrong_images_are_refused(tmp_path):
-    options = TrainConfig()
+    options = FlowTrainConfig()
     for images in (torch.rand(4, 1, 8, 8), stripes(4, 0)[:, :, :4], stripes(0, 0)):
         with pytest.raises(ArgumentError, match="images"):
-            Trainer(CONFIG, options, images, stripes(4, 0), tmp_path)
+            FlowTrainer(CONFIG, options, images, stripes(4, 0), tmp_path)
 
 
 def test_log_has_one_line_per_evaluation(tmp_path):

@@ -7,35 +7,53 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flowinv_fast.flows import RealNVP
+from flowinv_fast.flows import realnvp
 from flowinv_fast.training.presets import PRESETS
 
 TABLE_1 = {
     "mnist-28": {
-        "shape": (1, 28, 28), "bits": 8, "scales": 3, "blocks": 6, "hidden": 64, "batch": 128,
-        "epochs": 200, "lr": 1e-3, "halve_every": 40, "max_grad_norm": 100, "penalty": 5e-5,
+        "shape": (1, 28, 28),
+        "bits": 8,
+        "scales": 3,
+        "blocks": 6,
+        "hidden": 64,
+        "batch": 128,
+        "epochs": 200,
+        "lr": 1e-3,
+        "halve_every": 40,
+        "max_grad_norm": 100,
+        "penalty": 5e-5,
     },
     "celeba-hq-64": {
-        "shape": (3, 64, 64), "bits": 5, "scales": 6, "blocks": 10, "hidden": 64, "batch": 16,
-        "epochs": 300, "lr": 5e-4, "halve_every": 60, "max_grad_norm": 500, "penalty": 1e-5,
+        "shape": (3, 64, 64),
+        "bits": 5,
+        "scales": 6,
+        "blocks": 10,
+        "hidden": 64,
+        "batch": 16,
+        "epochs": 300,
+        "lr": 5e-4,
+        "halve_every": 60,
+        "max_grad_norm": 500,
+        "penalty": 1e-5,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TABLE_1)
 def test_the_papers_settings(name):
     preset = PRESETS[name]
-    found = preset.flow.to_dict() | vars(preset.train)
+    found = preset.config.to_dict() | vars(preset.train)
     assert {key: found[key] for key in TABLE_1[name]} == TABLE_1[name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_encodes(name):
     preset = PRESETS[name]
-    flow = RealNVP(replace(preset.flow, hidden=2))
-    assert len(flow.couplings()) == 6 * (flow.config.scales - 1) + 4
+    flow = realnvp(replace(preset.config, hidden=2))
+    assert len(flow.gains()) == 6 * (flow.config.scales - 1) + 4
     assert preset.about
-    x = torch.rand(2, *preset.flow.shape)
+    x = torch.rand(2, *preset.config.shape)
     with torch.no_grad():
         z, logdet = flow.encode(x.clone())
         back, _ = flow.decode(z)
@@ -44,4 +62,4 @@ def test_every_preset_encodes(name):
 
 
 def test_the_colour_prior_has_34_couplings():
-    assert len(RealNVP(replace(PRESETS["celeba-hq-64"].flow, hidden=2)).couplings()) == 34
+    assert len(realnvp(replace(PRESETS["celeba-hq-64"].config, hidden=2)).gains()) == 34
