@@ -38,15 +38,15 @@ def main() -> None:
         truth, prior = sample_images(task.images, arguments.images), ff.load_flow(task.prior)
         y = ff.measure(truth, task.operator, task.drawn, torch.Generator().manual_seed(0))
         least = loss_of_truth(truth, y, task, prior)
-        for method, init, lr in itertools.product(
-            ("map_latent", "map_image"), ("measurement", "zeros", "draw"), (0.03, 0.1)
+        for goal, start, lr in itertools.product(
+            ("map", "map-image"), ("measurement", "zeros", "draw"), (0.03, 0.1)
         ):
             found = ff.reconstruct(
-                y, task.operator, prior, task.noise, method=method, init=init, lr=lr,
+                y, task.operator, prior, task.noise, objective=goal, start=start, lr=lr,
                 steps=arguments.steps, progress=False,
             )  # fmt: skip
             rows.append({
-                "task": task.name, "method": method, "init": init, "lr": lr,
+                "task": task.name, "method": goal, "init": start, "lr": lr,
                 "psnr": ff.metrics.psnr(found.x, truth).mean().item(),
                 "loss_gap": (found.loss - least).median().item(),
             })  # fmt: skip

@@ -15,6 +15,7 @@ import math
 import os
 import time
 import warnings
+from functools import partial
 
 # Compiling is timed, not looked up; `import torch` reads this.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -25,7 +26,7 @@ from peers import COUPLINGS, MODELS, Peer, random_flow
 from torch import Tensor
 
 from flowinv_fast import noise, operators
-from flowinv_fast.reconstruction import objectives
+from flowinv_fast.reconstruction.objectives import MAP
 from flowinv_fast.reconstruction.solvers.adam import _Adam
 from flowinv_fast.reconstruction.solvers.graph import capture
 
@@ -59,7 +60,7 @@ def eager_step(decode, y: Tensor, compiled: bool = False):
 
 
 def our_step(prior, y: Tensor):
-    evaluate = objectives.map_latent(y, operators.Identity(), prior, noise.Gaussian(STD), 1.0)
+    evaluate = partial(MAP().evaluate, y, operators.Identity(), prior, noise.Gaussian(STD))
     start = torch.zeros(len(y), y[0].numel(), device=y.device)
     state = _Adam(evaluate, start, 1, 1e-3, "constant", 0.0, 50, None)
 

@@ -16,18 +16,21 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from harness import conditions, write
 from torch import Tensor
 
 import flowinv_fast as ff
+from flowinv_fast import strategies
 from flowinv_fast.data import load_images, sample_images
 from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.tasks import SHAPE, Problem, problems
 from flowinv_fast.flows import Flow, build_flow
 from flowinv_fast.reconstruction import objectives
-from flowinv_fast.reconstruction.solvers import STRATEGIES, minimise
+from flowinv_fast.reconstruction.solvers import minimise
+from flowinv_fast.reconstruction.strategies import STRATEGIES
 
 TASKS = {"digits": "digits", "cs": "cs-sinusoidal", "sinusoidal": "denoise-sinusoidal",
          "radial": "denoise-radial"}  # fmt: skip
@@ -48,7 +51,7 @@ def preconditioned(y: Tensor, problem: Problem, flow, steps: int) -> Tensor:
     root = (vectors * values.rsqrt() @ vectors.T / spread).float()
     start = adjoint(y).view(-1, *SHAPE).clamp(0, 1)
     image = lambda u: start + (u @ root).view(-1, *SHAPE)
-    inner = objectives.map_image(y, problem.operator, flow, problem.noise, 1.0)
+    inner = partial(ff.MAP(1.0, "image").evaluate, y, problem.operator, flow, problem.noise)
     found = minimise(lambda u: inner(image(u)), torch.zeros(len(y), size), steps=steps, lr=0.1)
     return image(found.best)
 
@@ -77,13 +80,13 @@ def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> Flow:
 def ways(levels: list[Flow], steps: int) -> dict[str, Callable]:
     """Name to (y, problem, flow) -> images."""
 
-    def solve(method: str, **options) -> Callable:
+    def solve(goal: str, **options) -> Callable:
         settings = {"strategy": "adam", "progress": False, "throw": False, **options}
-        if method == "map_latent":
+        if goal == "map":
             settings["lr"] = 0.1
 
         def run(y: Tensor, problem: Problem, flow) -> Tensor:
-            return ff.reconstruct(y, problem.operator, flow, problem.noise, method=method,
+            return ff.reconstruct(y, problem.operator, flow, problem.noise, objective=goal,
                                   **{"steps": steps, **settings}).x  # fmt: skip
 
         return run
@@ -92,24 +95,24 @@ def ways(levels: list[Flow], steps: int) -> dict[str, Callable]:
         x: str | Tensor = "measurement"
         for prior in (*levels, flow):
             x = ff.reconstruct(
-                y, problem.operator, prior, problem.noise, method="map_image", init=x,
+                y, problem.operator, prior, problem.noise, objective="map-image", start=x,
                 lr=0.1 if isinstance(x, str) else 0.05, strategy="adam",
                 steps=steps // (len(levels) + 1), progress=False, throw=False,
             ).x  # fmt: skip
         return x
 
-    image = lambda **options: solve("map_image", **options)
+    image = lambda **options: solve("map-image", **options)
     found = {
-        "latent, from zeros": solve("map_latent", init="zeros"),
-        "latent, from the measurement": solve("map_latent"),
-        "latent, four restarts": solve("map_latent", restarts=4, steps=steps // 4),
-        **{f"latent, {n}": solve("map_latent", strategy=n) for n in ("lbfgs", "annealed")},
-        "image, from zeros": image(init="zeros"),
+        "latent, from zeros": solve("map", start="zeros"),
+        "latent, from the measurement": solve("map"),
+        "latent, four restarts": solve("map", restarts=4, steps=steps // 4),
+        **{f"latent, {n}": solve("map", strategy=n) for n in ("lbfgs", "annealed")},
+        "image, from zeros": image(start="zeros"),
         "image, from the measurement": image(),
         "image, four restarts": image(restarts=4, steps=steps // 4),
         **{f"image, {n}": image(strategy=n) for n in STRATEGIES if n != "adam"},
-        "image, annealed, tempering 0.03": image(strategy="annealed", tempering=0.03),
-        "image, annealed, smoothing 0.2": image(strategy="annealed", smoothing=0.2),
+        "image, annealed, tempering 0.03": image(strategy=strategies.annealed(tempering=0.03)),
+        "image, annealed, smoothing 0.2": image(strategy=strategies.annealed(0.2)),
         "image, annealed, lr 0.1": image(strategy="annealed", lr=0.1),
         "image, annealed, two restarts": image(
             strategy="annealed", restarts=2, steps=steps // 2
@@ -158,7 +161,7 @@ def main() -> None:
     for name in arguments.tasks:
         task = next(p for p in problems(TASKS[name], ReproduceConfig(), digits) if p.middle)
         y = task.measurements(truth, list(range(len(truth))))
-        evaluate = objectives.map_image(y, task.operator, flow, task.noise, 1.0)
+        evaluate = partial(ff.MAP(1.0, "image").evaluate, y, task.operator, flow, task.noise)
         with torch.no_grad():
             least = evaluate(truth).loss
         for way, run in ways(levels, arguments.steps).items():

@@ -20,7 +20,7 @@ import flowinv_fast as ff
 from flowinv_fast._base import backend
 from flowinv_fast.data import sample_images
 from flowinv_fast.experiments.demo import tasks
-from flowinv_fast.reconstruction import reconstruct as _reconstruct
+from flowinv_fast.reconstruction import problem as _problem
 
 
 def timed(call, device: str):
@@ -51,7 +51,7 @@ def main() -> None:
             prior = ff.load_flow(task.prior, device)
             truth = sample_images(task.images, batch)
             operator = task.operator.to(device)
-            if isinstance(task.noise, ff.noise.Flow):
+            if isinstance(task.noise, ff.noise.FlowNoise):
                 task.noise.flow.to(device)
             y = ff.measure(
                 truth, task.operator.to("cpu"), task.drawn, torch.Generator().manual_seed(0)
@@ -66,18 +66,18 @@ def main() -> None:
                     **task.ours, **options,
                 )  # fmt: skip
 
-            plain = lambda part, precision="fp32": part
+            plain = lambda part, precision, y: part
             found = {"ours": timed(solve, device)}
             if fast:
                 found["ours bf16"] = timed(lambda s=solve: s(precision="bf16"), device)
             with (
-                mock.patch.object(_reconstruct, "freeze", plain),
+                mock.patch.object(_problem, "freeze", plain),
                 mock.patch.object(backend, "choice", "torch"),
             ):
                 found["reference"] = timed(solve, device)
             seconds = found["ours"][1]
             row = {
-                "task": task.name, "method": task.ours.get("method", "map_latent"), "batch": batch,
+                "task": task.name, "method": task.ours.get("objective", "map"), "batch": batch,
                 "ratio": {n: round(s / seconds, 3) for n, (_, s) in found.items()},
                 "psnr": {n: round(ff.metrics.psnr(r.x.cpu(), truth).mean().item(), 4)
                          for n, (r, _) in found.items()},

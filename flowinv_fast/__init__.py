@@ -4,11 +4,10 @@ From measurements y = f(x) + noise, ``reconstruct`` finds the most probable imag
 differentiable f and any noise whose density can be evaluated (Whang, Lei, Dimakis, ICML 2021).
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from . import baselines, generators, metrics, noise, operators, ops
 from ._base.backend import build_info, show_config
 from ._base.errors import ArgumentError, SolverError
+from ._base.version import VERSION as __version__
 from .flows import (
     Flow,
     FrozenFlow,
@@ -20,26 +19,33 @@ from .flows import (
     realnvp,
     save_flow,
 )
+from .reconstruction import strategies
+from .reconstruction.objectives import CSGM, MAP, MLE, AsimLikelihood, AsimProxy
 from .reconstruction.posterior import sample_posterior
-from .reconstruction.reconstruct import Reconstruction, measure, reconstruct
+from .reconstruction.reconstruct import measure, reconstruct
 from .reconstruction.recovery import recovery_bound
+from .reconstruction.result import Reconstruction
 from .reconstruction.separate import separate
 from .reconstruction.solvers import Status
-
-try:
-    __version__ = version("flowinv_fast")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0.1.0"
+from .reconstruction.strategies import Stage, Strategy
 
 __all__ = [
     "ArgumentError",
+    "AsimLikelihood",
+    "AsimProxy",
+    "CSGM",
     "Flow",
     "FrozenFlow",
     "GlowConfig",
+    "MAP",
+    "MLE",
     "RealNVPConfig",
     "Reconstruction",
     "SolverError",
+    "Stage",
     "Status",
+    "Strategy",
+    "__version__",
     "available_flows",
     "baselines",
     "build_info",
@@ -58,4 +64,5 @@ __all__ = [
     "save_flow",
     "separate",
     "show_config",
+    "strategies",
 ]

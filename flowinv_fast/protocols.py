@@ -1,48 +1,284 @@
-"""What the solver asks of a prior, a noise model and a forward operator. No base class needed."""
+"""What the solver asks of a flow, a noise model and a forward operator. No base class is needed.
+
+The first five protocols are what a part of a problem must have; the others are abilities that a
+part may have. Whether it has one is asked by ``provides``, which looks at the method's signature as
+well: a name alone proves nothing. Nothing that a user hands over is ever changed: every ability
+returns a new object.
+
+Letters: B images, (C, H, W) the shape of one, N = C H W; log densities are in nats, (B,) each.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+# --- the parts of a problem -----------------------------------------------------------------------
+
 
 @runtime_checkable
-class Flow(Protocol):
-    """A density over images x (B, C, H, W) with latents z (B, N), N = C H W."""
+class Density(Protocol):
+    """A density over images.
 
-    shape: tuple[int, int, int]
+    A mapping ``info`` beside it, if there is one, may tell "log_prob_peak": the largest log p of
+    held-out images.
+    """
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        """log p(x), (B,), of images x (B, C, H, W)."""
+        ...
+
+
+@runtime_checkable
+class Flow(Density, Protocol):
+    """A density with an invertible map between images x (B, C, H, W) and latents z (B, N)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        ...
+
+    def encode(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
         """z (B, N) and log|det dz/dx| (B,)."""
+        ...
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, /) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) and log|det dx/dz| (B,)."""
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, (B,)."""
+        ...
 
 
 @runtime_checkable
-class Noise(Protocol):
-    """A law of residuals delta = y - f(x), shaped like y."""
+class Generator(Protocol):
+    """A map from latents to images without a density: a GAN, or the decoder of a VAE."""
 
-    def log_prob(self, residual: Tensor) -> Tensor:
-        """log p(delta) in nats, one value per image (B,)."""
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in a latent."""
+        ...
 
-
-@runtime_checkable
-class SampledNoise(Noise, Protocol):
-    """A noise law that can also be drawn from."""
-
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """A draw of this shape."""
+    def __call__(self, z: Tensor, /) -> Tensor:
+        """Images (B, C, H, W) of latents z (B, latent_dim)."""
+        ...
 
 
 @runtime_checkable
-class Operator(Protocol):
-    """A differentiable map from images x (B, C, H, W) to measurements (B, ...)."""
+class NoiseModel(Protocol):
+    """A density of the residual delta = y - f(x), shaped like the measurements y.
 
-    def __call__(self, x: Tensor) -> Tensor:
+    An attribute ``multimodal`` that is True says that the density has many peaks, as a flow's has:
+    MAP is then annealed unless another strategy is chosen.
+    """
+
+    def log_prob(self, residual: Tensor, /) -> Tensor:
+        """log p(delta), (B,), or with further dimensions, over which it is summed."""
+        ...
+
+
+@runtime_checkable
+class ForwardOperator(Protocol):
+    """f, a differentiable map from images x (B, C, H, W) to measurements (B, ...)."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
         """f(x)."""
+        ...
+
+
+# --- what a part may be able to do ----------------------------------------------------------------
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """A float32 flow, or a noise model that holds one, which can run faster once it is fixed."""
+
+    def freeze(self, *, precision: str) -> Any:
+        """The same map with its weights as they are now, a new object.
+
+        ``precision`` is one of ``PRECISIONS``: how its networks multiply.
+        """
+        ...
+
+
+@runtime_checkable
+class Frozen(Protocol):
+    """What ``freeze`` makes of a flow. Gradients reach x and z, once: no second derivatives."""
+
+    @property
+    def precision(self) -> str:
+        """One of ``PRECISIONS``."""
+        ...
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that an image keeps for its gradient; 0 where that is not known."""
+        ...
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that an image needs during a call."""
+        ...
+
+
+@runtime_checkable
+class PerImage(Protocol):
+    """A noise model, operator or objective with parameters that differ between the images."""
+
+    def select(self, part: slice, shape: tuple[int, ...], /) -> Any:
+        """The same for some of the images only, a new object.
+
+        ``shape`` is that of the measurements of all images, (B, ...): it tells a parameter with a
+        row per image from one that broadcasts.
+        """
+        ...
+
+
+@runtime_checkable
+class Initial(Protocol):
+    """An operator that can guess an image."""
+
+    def guess(self, y: Tensor, /) -> Tensor | None:
+        """An image (B, C, H, W) to start from, of measurements y (B, ...); None: no simple one."""
+        ...
+
+
+@runtime_checkable
+class Continuation(Protocol):
+    """An operator with easier ones that lead to it, for a solve to follow."""
+
+    def at(self, t: float, /) -> ForwardOperator:
+        """The operator at time t in [0, 1]: easiest at 0, at 1 the operator itself."""
+        ...
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """An operator with a transpose."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """f(x)."""
+        ...
+
+    def adjoint(self, y: Tensor, /) -> Tensor:
+        """f^T y, images (B, C, H, W) of measurements y (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class NoiseInside(Protocol):
+    """An operator f(x) = after(before(x)) that is noisy within: y = after(before(x) + delta).
+
+    It counts where ``noise_inside`` is True.
+    """
+
+    @property
+    def noise_inside(self) -> bool:
+        """Whether ``measure`` puts the noise inside."""
+        ...
+
+    def before_noise(self, x: Tensor, /) -> Tensor:
+        """What the noise is added to, shaped like y."""
+        ...
+
+    def after_noise(self, u: Tensor, /) -> Tensor:
+        """y (B, ...) of what the noise was added to."""
+        ...
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A noise model that can be drawn from."""
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None, /) -> Tensor:
+        """A draw of this shape, (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class OnePass(Protocol):
+    """A noise model that scores y - f(x) in one pass over y and f(x)."""
+
+    def log_likelihood(self, y: Tensor, fx: Tensor, /) -> Tensor:
+        """log p(y - fx), (B,)."""
+        ...
+
+
+Ability = TypeVar("Ability")
+
+
+def provides(part: object, ability: type[Ability]) -> TypeGuard[Ability]:
+    """Whether an object has an ability: all names of the protocol, and methods that can be called.
+
+    A method counts if it takes what the protocol's own takes: positional arguments by their
+    number, keyword-only ones by their name. So a ``freeze()`` without ``precision``, which is
+    another library's and may change the object, is none; nor is a tensor called ``at``.
+
+    Args:
+        part: any object.
+        ability: a protocol of this file.
+
+    >>> from flowinv_fast import operators
+    >>> provides(operators.SignSensing(4, (1, 2, 2)), Continuation)
+    True
+    >>> provides(operators.Identity(), Continuation)
+    False
+    """
+    protocol: type = ability
+    if isinstance(part, type) or missing(part, protocol):
+        return False
+    methods = {n: d for n, d in _members(protocol).items() if inspect.isfunction(d)}
+    return all(_can_be_called(getattr(part, name), method) for name, method in methods.items())
+
+
+def missing(part: object, protocol: type) -> list[str]:
+    """Names of a protocol that an object lacks.
+
+    >>> missing(3, Density)
+    ['log_prob']
+    """
+    return [name for name in _members(protocol) if not hasattr(part, name)]
+
+
+@functools.lru_cache(maxsize=64)
+def _members(protocol: type) -> dict[str, Any]:
+    """What a protocol and those it extends declare."""
+    declared: dict[str, Any] = {}
+    for base in reversed(protocol.__mro__):
+        if getattr(base, "_is_protocol", False) and base is not Protocol:
+            names = [n for n in vars(base) if not n.startswith("_") or n == "__call__"]
+            declared.update({name: vars(base)[name] for name in names})
+    return declared
+
+
+def _can_be_called(method: Any, declared: Callable) -> bool:
+    if not callable(method):
+        return False
+    function, bound = getattr(method, "__func__", method), inspect.ismethod(method)
+    try:
+        return _accepts(function, declared, bound)
+    except TypeError:  # what cannot be hashed cannot be remembered
+        return _accepts.__wrapped__(function, declared, bound)
+
+
+@functools.lru_cache(maxsize=1024)
+def _accepts(function: Callable, declared: Callable, bound: bool) -> bool:
+    """Whether a function takes the arguments of a protocol's method."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return False
+    own = signature.parameters.values()
+    named = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    wanted = list(inspect.signature(declared).parameters.values())[1:]
+    keywords = {p.name for p in wanted if p.kind is p.KEYWORD_ONLY}
+    positional = len(wanted) - len(keywords) + bound
+    try:
+        signature.bind(*[None] * positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return keywords <= named

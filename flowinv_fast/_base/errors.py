@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -30,6 +31,11 @@ class SolverError(RuntimeError):
 def is_whole(value: Any, least: int = 0) -> bool:
     """Whether this is an integer of at least ``least``; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_real(value: Any) -> bool:
+    """Whether this is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def require(condition: bool, function: str, argument: str, expected: str, got: Any) -> None:

@@ -1,8 +1,8 @@
-"""Noise models: the law of the residual y - f(x). Anything with ``log_prob`` serves as well."""
+"""Noise models: densities of the residual y - f(x). Anything with ``log_prob`` serves as well."""
 
 from .digits import Digits
-from .flow import Flow, PlacedFlow
+from .flow import FlowNoise, PlacedFlowNoise
 from .gaussian import Gaussian
 from .structured import Radial, Sinusoidal
 
-__all__ = ["Digits", "Flow", "Gaussian", "PlacedFlow", "Radial", "Sinusoidal"]
+__all__ = ["Digits", "FlowNoise", "Gaussian", "PlacedFlowNoise", "Radial", "Sinusoidal"]

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .gaussian import draw_seed
+from .._base.tensors import draw_seed
 
 
 class Digits:
     """delta = scale * digits of a bank at random places and channels; can only be drawn.
 
-    Score such residuals with ``noise.Flow`` or ``noise.PlacedFlow``.
+    It has no density: score such residuals with ``noise.FlowNoise`` or ``noise.PlacedFlowNoise``.
 
     Args:
         bank: (M, h, w) images of digits in [0, 1], or flow draws.
@@ -21,6 +21,9 @@ class Digits:
         scale: factor on the bank.
     Raises:
         ArgumentError: a bank that is not (M, h, w), or a negative count.
+
+    >>> Digits(torch.ones(3, 4, 4)).sample((2, 1, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, bank: Tensor, count: int = 1, scale: float = 0.5):
@@ -33,4 +36,6 @@ class Digits:
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """A draw of shape (B, C, H, W)."""
-        return self.scale * ops.digit_overlay(self.bank, shape, self.count, draw_seed(generator))[0]
+        batch, channels, height, width = shape
+        size, seed = (batch, channels, height, width), draw_seed(generator)
+        return self.scale * ops.digit_overlay(self.bank, size, self.count, seed)[0]

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-
-
-def draw_seed(generator: torch.Generator | None) -> int:
-    """A Philox seed from a torch generator; from torch's global one where there is none."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(0, 2**62, (), generator=generator, device=device))
+from .._base.tensors import draw_seed
 
 
 def as_like(value: float | Tensor, like: Tensor) -> Tensor:
@@ -26,9 +21,14 @@ def as_like(value: float | Tensor, like: Tensor) -> Tensor:
 
 
 def cut(value: float | Tensor, part: slice, shape: tuple[int, ...]) -> float | Tensor:
-    """A parameter with a row per image of measurements of this shape, cut to some images."""
-    rows = isinstance(value, Tensor) and value.dim() == len(shape) and value.shape[0] == shape[0]
-    return value[part] if rows else value
+    """A parameter for some images, of one for measurements of this shape.
+
+    It has a row per image if it has as many dimensions and rows as the measurements; any other
+    broadcasts and is the same for all images.
+    """
+    if isinstance(value, Tensor) and value.dim() == len(shape) and value.shape[0] == shape[0]:
+        return value[part]
+    return value
 
 
 def check_positive(function: str, argument: str, value: float | Tensor) -> None:
@@ -40,7 +40,7 @@ def check_positive(function: str, argument: str, value: float | Tensor) -> None:
 
 
 class Gaussian:
-    """N(mean, std^2), independent over the elements of a measurement.
+    """Gaussian noise N(mean, std^2), independent over the elements of a measurement.
 
     Args:
         std: positive; a number, or a tensor that broadcasts to the measurements (B, ...): per
@@ -48,6 +48,9 @@ class Gaussian:
         mean: the same, any sign.
     Raises:
         ArgumentError: std not positive and finite.
+
+    >>> Gaussian(0.1).log_prob(torch.zeros(2, 1, 4, 4)).shape
+    torch.Size([2])
     """
 
     def __init__(self, std: float | Tensor, mean: float | Tensor = 0.0):
@@ -55,16 +58,18 @@ class Gaussian:
         self.std, self.mean = std, mean
         self._copies: dict[tuple, tuple[Tensor, int, Tensor]] = {}
 
-    def images(self, part: slice, shape: tuple[int, ...]) -> Gaussian:
-        """The law of some images of a batch of measurements of this shape."""
+    def select(self, part: slice, shape: tuple[int, ...]) -> Gaussian:
+        """The noise of some images, of a batch of measurements of this shape (B, ...)."""
         own = copy.copy(self)
         own._copies = {}
         own.std, own.mean = cut(self.std, part, shape), cut(self.mean, part, shape)
         return own
 
     def _like(self, name: str, like: Tensor) -> Tensor:
-        """A parameter as_like another tensor. From one device to another it is copied once, so that
-        a CUDA graph can hold what follows."""
+        """A parameter with the device and dtype of another tensor.
+
+        From one device to another it is copied once, so that a CUDA graph can hold what follows.
+        """
         value = getattr(self, name)
         if not isinstance(value, Tensor) or value.device == like.device:
             return as_like(value, like)

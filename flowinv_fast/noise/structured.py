@@ -30,8 +30,8 @@ class _Patterned(Gaussian):
         self._copies = {}
         self._kept: tuple[tuple, Tensor] | None = None
 
-    def images(self, part: slice, shape: tuple[int, ...]) -> _Patterned:
-        """The law of some images of a batch of measurements of this shape."""
+    def select(self, part: slice, shape: tuple[int, ...]) -> _Patterned:
+        """The noise of some images, of a batch of measurements of this shape (B, ...)."""
         own = copy.copy(self)
         own._copies, own._kept = {}, None
         own.level, own.mean = cut(self.level, part, shape[:1]), cut(self.mean, part, shape)
@@ -39,17 +39,18 @@ class _Patterned(Gaussian):
 
     def std_like(self, residual: Tensor) -> Tensor:
         """Standard deviations (1 or B, ...) for a residual (B, C, H, W), or (B, m): m rows."""
-        require(residual.dim() in (2, 4), f"{type(self).__name__}.log_prob", "residual",
-                "shape (B, C, H, W) or (B, m)", tuple(residual.shape))  # fmt: skip
-        key = (residual.shape[1:], residual.dtype, residual.device)
-        if self._kept is None or self._kept[0] != key:
+        good, name = residual.dim() in (2, 4), f"{type(self).__name__}.log_prob"
+        require(good, name, "residual", "shape (B, C, H, W) or (B, m)", tuple(residual.shape))
+        key, kept = (residual.shape[1:], residual.dtype, residual.device), self._kept
+        if kept is None or kept[0] != key:
             level = torch.as_tensor(self.level, dtype=residual.dtype, device=residual.device)
-            shape = residual.shape[1:] if residual.dim() == 4 else (1, residual.shape[1], 1)
+            shape = tuple(residual.shape[1:])
+            shape = shape if len(shape) == 3 else (1, shape[0], 1)
             std = ops.sigma_map(
-                level.reshape(-1), tuple(shape), self.kind, self.rate, self.floor, self.ceiling
+                level.reshape(-1), shape, self.kind, self.rate, self.floor, self.ceiling
             )
-            self._kept = (key, std if residual.dim() == 4 else std.flatten(1))
-        return self._kept[1]
+            kept = self._kept = (key, std if residual.dim() == 4 else std.flatten(1))
+        return kept[1]
 
 
 class Sinusoidal(_Patterned):
@@ -67,6 +68,9 @@ class Sinusoidal(_Patterned):
         floor, ceiling: sigma is clamped to this range.
     Raises:
         ArgumentError: an argument outside its range.
+
+    >>> Sinusoidal(0.2).std_like(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([1, 1, 8, 8])
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Sinusoidal(_Patterned):
     def measurements(
         cls, level: float = 1.0, mean: float = 0.0, period: float = 16.0
     ) -> Sinusoidal:
-        """The law of compressed-sensing measurements (B, m), or of any (B, C, H, W) by rows.
+        """The noise of compressed-sensing measurements (B, m), or of any (B, C, H, W) by rows.
 
         sigma_k proportional to exp(sin(2 pi k / period)), the largest variance being ``level``.
         """
@@ -104,6 +108,9 @@ class Radial(_Patterned):
         floor, ceiling: sigma is clamped to this range.
     Raises:
         ArgumentError: an argument outside its range.
+
+    >>> Radial().std_like(torch.zeros(2, 1, 8, 8)).amax()
+    tensor(1.)
     """
 
     kind = "radial"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from .._base.errors import require
-from ..noise.gaussian import as_like
+from ..noise.gaussian import as_like, cut
+from ..protocols import Continuation, ForwardOperator, Initial, Linear, PerImage, provides
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Composable(nn.Module):
     """``f @ g`` is x to f(g(x))."""
 
-    def __matmul__(self, other: Callable[[Tensor], Tensor]) -> Composition:
+    def __matmul__(self, other: ForwardOperator) -> Composition:
         return Composition(self, other)
 
     def guess(self, y: Tensor) -> Tensor | None:
@@ -22,9 +27,23 @@ class Composable(nn.Module):
 
 
 class Composition(Composable):
-    """x to outer(inner(x))."""
+    """x to outer(inner(x)), which can do what its parts can.
 
-    def __init__(self, outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]):
+    It has ``adjoint`` where both parts have one, ``at`` and ``select`` where one of them has, and
+    ``noise_inside`` with ``before_noise`` and ``after_noise`` where the noise of a part goes
+    inside.
+
+    Args:
+        outer, inner: any callables.
+    Raises:
+        ArgumentError: a part that cannot be called.
+
+    >>> f = Scale(2.0) @ Scale(3.0)
+    >>> f.adjoint(f(torch.ones(1, 1, 1, 1))).item()
+    36.0
+    """
+
+    def __init__(self, outer: ForwardOperator, inner: ForwardOperator):
         super().__init__()
         for name, part in (("outer", outer), ("inner", inner)):
             require(callable(part), "Composition", name, "a callable", type(part).__name__)
@@ -33,14 +52,72 @@ class Composition(Composable):
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """inner.adjoint(outer.adjoint(y)), where both parts have one."""
-        return self.inner.adjoint(self.outer.adjoint(y))
-
     def guess(self, y: Tensor) -> Tensor | None:
+        """The inner part's guess from the outer part's; None where one of them has none."""
+        guess: Tensor | None = y
         for part in (self.outer, self.inner):
-            y = part.guess(y) if y is not None and hasattr(part, "guess") else None
-        return y
+            guess = part.guess(guess) if guess is not None and provides(part, Initial) else None
+        return guess
+
+    def __getattr__(self, name: str) -> Any:
+        """The abilities that the parts have; asked for only where the class has no such name."""
+        ability = _ABILITIES.get(name)
+        if ability is not None:
+            found = ability(self.outer, self.inner)
+            if found is not None:
+                return found
+        return super().__getattr__(name)
+
+
+def _adjoint(outer: Any, inner: Any) -> Callable[[Tensor], Tensor] | None:
+    if not (provides(outer, Linear) and provides(inner, Linear)):
+        return None
+    return lambda y: inner.adjoint(outer.adjoint(y))
+
+
+def _at(outer: Any, inner: Any) -> Callable[[float], Composition] | None:
+    if not (provides(outer, Continuation) or provides(inner, Continuation)):
+        return None
+    now = lambda part, t: part.at(t) if provides(part, Continuation) else part
+    return lambda t: Composition(now(outer, t), now(inner, t))
+
+
+def _select(outer: Any, inner: Any) -> Callable[[slice, tuple[int, ...]], Composition] | None:
+    if not (provides(outer, PerImage) or provides(inner, PerImage)):
+        return None
+    some = lambda part, *which: part.select(*which) if provides(part, PerImage) else part
+    return lambda part, shape: Composition(some(outer, part, shape), some(inner, part, shape))
+
+
+def _inside(outer: Any, inner: Any) -> str:
+    """The part whose noise goes inside it: "outer", "inner" or none, ""."""
+    if getattr(outer, "noise_inside", False) is True:
+        return "outer"
+    return "inner" if getattr(inner, "noise_inside", False) is True else ""
+
+
+def _before_noise(outer: Any, inner: Any) -> Callable[[Tensor], Tensor] | None:
+    where = _inside(outer, inner)
+    if where == "outer":
+        return lambda x: outer.before_noise(inner(x))
+    return inner.before_noise if where else None
+
+
+def _after_noise(outer: Any, inner: Any) -> Callable[[Tensor], Tensor] | None:
+    where = _inside(outer, inner)
+    if where == "inner":
+        return lambda u: outer(inner.after_noise(u))
+    return outer.after_noise if where else None
+
+
+_ABILITIES: dict[str, Callable[[Any, Any], Any]] = {
+    "adjoint": _adjoint,
+    "at": _at,
+    "select": _select,
+    "noise_inside": lambda outer, inner: True if _inside(outer, inner) else None,
+    "before_noise": _before_noise,
+    "after_noise": _after_noise,
+}
 
 
 class LinearOperator(Composable):
@@ -52,7 +129,11 @@ class LinearOperator(Composable):
 
 
 class Identity(LinearOperator):
-    """f(x) = x: denoising."""
+    """f(x) = x: denoising.
+
+    >>> Identity()(torch.ones(1, 1, 2, 2)).shape
+    torch.Size([1, 1, 2, 2])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -65,7 +146,14 @@ class Identity(LinearOperator):
 
 
 class Scale(LinearOperator):
-    """f(x) = factor x; the factor a number, or a tensor that broadcasts to the images."""
+    """f(x) = factor x.
+
+    Args:
+        factor: a number, or a tensor that broadcasts to the images (B, C, H, W).
+
+    >>> Scale(0.5)(torch.ones(1, 1, 1, 1)).item()
+    0.5
+    """
 
     def __init__(self, factor: float | Tensor):
         super().__init__()
@@ -80,3 +168,23 @@ class Scale(LinearOperator):
     def guess(self, y: Tensor) -> Tensor:
         factor = as_like(self.factor, y)
         return (y / factor).nan_to_num(0.0, 0.0, 0.0)
+
+    def select(self, part: slice, shape: tuple[int, ...]) -> Scale:
+        """The operator of some images, of a batch of measurements of this shape (B, ...)."""
+        return with_rows(self, "factor", part, shape)
+
+
+def with_rows(module: Module, name: str, part: slice, shape: tuple[int, ...]) -> Module:
+    """A module with a parameter of images (B, C, H, W) cut to some of them.
+
+    The module itself where the parameter has no row per image; a copy that shares the rest where
+    it has. ``shape`` is that of the measurements of all images.
+    """
+    value = getattr(module, name)
+    own = cut(value, part, (*shape[:1], 0, 0, 0))
+    if own is value:
+        return module
+    module = copy.copy(module)
+    module._buffers = dict(module._buffers)
+    setattr(module, name, own)
+    return module

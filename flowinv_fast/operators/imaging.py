@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._base.errors import require
 from ..noise.gaussian import as_like
-from .base import LinearOperator
+from .base import LinearOperator, with_rows
 
 
 class Inpaint(LinearOperator):
@@ -16,7 +16,14 @@ class Inpaint(LinearOperator):
 
     Args:
         mask: 1 where a pixel is measured, 0 where not; broadcasts to (B, C, H, W).
+    Raises:
+        ArgumentError: a mask that is no tensor.
+
+    >>> Inpaint(torch.tensor([1.0, 0.0]))(torch.ones(1, 1, 1, 2)).tolist()
+    [[[[1.0, 0.0]]]]
     """
+
+    mask: Tensor
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -36,6 +43,10 @@ class Inpaint(LinearOperator):
         mean = (mask * y).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp_min(1)
         return torch.where(mask > 0, y, mean)
 
+    def select(self, part: slice, shape: tuple[int, ...]) -> Inpaint:
+        """The operator of some images, of a batch of measurements of this shape (B, ...)."""
+        return with_rows(self, "mask", part, shape)
+
 
 class Blur(LinearOperator):
     """Convolution of every channel with one kernel, zeros outside, size kept.
@@ -44,14 +55,19 @@ class Blur(LinearOperator):
         kernel: (h, w), odd sizes.
     Raises:
         ArgumentError: a kernel of another shape.
+
+    >>> Blur(torch.ones(3, 3) / 9)(torch.ones(1, 1, 5, 5))[0, 0, 2, 2].item()
+    1.0
     """
+
+    kernel: Tensor
 
     def __init__(self, kernel: Tensor):
         super().__init__()
         good = isinstance(kernel, Tensor) and kernel.dim() == 2
         good = good and all(n % 2 == 1 for n in kernel.shape)
-        require(good, "Blur", "kernel", "a tensor (h, w) of odd sizes",
-                getattr(kernel, "shape", type(kernel)))  # fmt: skip
+        got = getattr(kernel, "shape", type(kernel))
+        require(good, "Blur", "kernel", "a tensor (h, w) of odd sizes", got)
         self.register_buffer("kernel", kernel)
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
@@ -75,12 +91,17 @@ class Downsample(LinearOperator):
 
     Args:
         factor: at least 1; H and W must be divisible by it.
+    Raises:
+        ArgumentError: another factor, or images that it does not divide.
+
+    >>> Downsample(2)(torch.ones(1, 1, 4, 6)).shape
+    torch.Size([1, 1, 2, 3])
     """
 
     def __init__(self, factor: int):
         super().__init__()
-        require(isinstance(factor, int) and factor >= 1, "Downsample", "factor",
-                "an integer of at least 1", factor)  # fmt: skip
+        wanted = "an integer of at least 1"
+        require(isinstance(factor, int) and factor >= 1, "Downsample", "factor", wanted, factor)
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:

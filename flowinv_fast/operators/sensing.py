@@ -21,7 +21,12 @@ class GaussianSensing(LinearOperator):
         seed: of the matrix, drawn by Philox: the same on every device.
     Raises:
         ArgumentError: m or shape that cannot be.
+
+    >>> GaussianSensing(3, (1, 4, 4))(torch.ones(2, 1, 4, 4)).shape
+    torch.Size([2, 3])
     """
+
+    matrix: Tensor
 
     def __init__(self, measurements: int, shape: tuple[int, int, int], seed: int = 0):
         super().__init__()
@@ -29,7 +34,7 @@ class GaussianSensing(LinearOperator):
         wanted = "an integer of at least 1"
         require(whole, "GaussianSensing", "measurements", wanted, measurements)
         require(len(shape) == 3 and min(shape) >= 1, "GaussianSensing", "shape", "(C, H, W)", shape)
-        self.shape = tuple(shape)
+        self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         std = torch.full((), 1 / math.sqrt(measurements))
         matrix = ops.gaussian_noise(0.0, std, (measurements, math.prod(shape)), seed)
         self.register_buffer("matrix", matrix)
@@ -44,10 +49,9 @@ class GaussianSensing(LinearOperator):
 class SignSensing(Composable):
     """f(x) = sign(A x): one-bit compressed sensing, with a straight-through gradient.
 
-    The sign says nothing about where to go, so a solve follows smoother problems towards it:
-    ``anneal(t)`` replaces the sign by erf(A x / (sqrt(2) w)), w falling geometrically from
-    ``widths[0]`` to ``widths[1]`` times the spread of A x as t goes from 0 to 1; at t = 1 it is the
-    sign. ``reconstruct`` calls it; a plain call f(x) is always the sign.
+    The sign says nothing about where to go, so a solve follows smoother operators towards it:
+    ``at(t)`` is erf(A x / (sqrt(2) w)), w falling geometrically from ``widths[0]`` to ``widths[1]``
+    times the root mean square of A x as t goes from 0 to 1; at t = 1 it is the sign.
 
     Args:
         measurements: m, at least 1.
@@ -58,6 +62,9 @@ class SignSensing(Composable):
         widths: first and last width of the smoothed sign.
     Raises:
         ArgumentError: an argument that cannot be.
+
+    >>> SignSensing(3, (1, 4, 4))(torch.ones(2, 1, 4, 4)).abs().max().item()
+    1.0
     """
 
     def __init__(
@@ -73,20 +80,24 @@ class SignSensing(Composable):
         require(good, "SignSensing", "widths", "two positive numbers, falling", widths)
         self.linear = GaussianSensing(measurements, shape, seed)
         self.noise_inside, self.widths = noise_inside, widths
-        self._time = 1.0
 
-    def anneal(self, t: float) -> None:
-        """Go to time t in [0, 1]; 1 is the sign itself."""
-        self._time = t
+    def at(self, t: float) -> SignSensing | SmoothedSign:
+        """The operator at time t in [0, 1], which shares the matrix; at 1 this one."""
+        if t >= 1:
+            return self
+        first, last = self.widths
+        return SmoothedSign(self.linear, first * (last / first) ** t)
+
+    def before_noise(self, x: Tensor) -> Tensor:
+        """A x (B, m), to which a device adds its noise where ``noise_inside``."""
+        return self.linear(x)
+
+    def after_noise(self, u: Tensor) -> Tensor:
+        """sign(u), with the gradient of u."""
+        return ops.sign_ste(u)
 
     def forward(self, x: Tensor) -> Tensor:
-        product = self.linear(x)
-        if self._time >= 1:
-            return ops.sign_ste(product)
-        first, last = self.widths
-        width = first * (last / first) ** self._time
-        spread = product.detach().square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
-        return torch.erf(product / (math.sqrt(2) * width * spread))
+        return ops.sign_ste(self.linear(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y: up to scale, the linear estimate of the image (Plan and Vershynin, 2013)."""
@@ -97,3 +108,20 @@ class SignSensing(Composable):
         image = self.adjoint(y)
         peak = image.flatten(1).amax(1).clamp_min(1e-12)
         return image / peak.view(-1, 1, 1, 1)
+
+
+class SmoothedSign:
+    """f(x) = erf(A x / (sqrt(2) width r)), r the root mean square of an image's A x.
+
+    Args:
+        linear: A.
+        width: positive.
+    """
+
+    def __init__(self, linear: GaussianSensing, width: float):
+        self.linear, self.width = linear, width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = self.linear(x)
+        scale = product.detach().square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
+        return torch.erf(product / (math.sqrt(2) * self.width * scale))

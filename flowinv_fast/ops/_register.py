@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base.errors import ArgumentError, require
+from .._base.errors import ArgumentError
 
 _library = torch.library.Library("flowinv_fast", "FRAGMENT")
 
@@ -124,10 +124,3 @@ def check_like(
     if shape is not None and tensor.shape != shape:
         wanted = f"shape {tuple(shape)}"
         raise ArgumentError(function, argument, wanted, tuple(tensor.shape))
-
-
-def check_seed(function: str, seed: int, offset: int) -> None:
-    """Seeds are 64-bit, offsets 63-bit, both not negative."""
-    for name, value in (("seed", seed), ("offset", offset)):
-        good = isinstance(value, int) and 0 <= value < 2**63
-        require(good, function, name, "an integer in 0 .. 2^63 - 1", value)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .._base import backend
 from .._base.errors import require
+from .._base.tensors import check_seed
 from . import reference
-from ._register import check_float, check_like, check_seed, register
+from ._register import check_float, check_like, register
 from .density import _flat_strides, check_broadcast
 from .reference import SIGMA_KINDS
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .._base import backend
 from .._base.errors import require
-from .._base.tensors import accumulate_dtype
+from .._base.tensors import accumulate_dtype, check_seed
 from . import reference
-from ._register import check_float, check_like, check_seed, differentiate, register
+from ._register import check_float, check_like, differentiate, register
 
 
 def _make(decode: bool):

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flows import FrozenFlow
-
 _SHARE = 0.8  # of the free memory that a plan may use
 _GROUP = Path("/sys/fs/cgroup")
 _VECTORS = 24  # of an image's or measurement's size: Adam's state, iterates, residuals, gradients
@@ -39,21 +37,23 @@ def available(device: torch.device) -> int | None:
 
 def planned(prior: Any, noise: Any, y: Tensor) -> int | None:
     """Bytes that one image of a solve needs; None for a prior that does not tell."""
-    if not (isinstance(prior, FrozenFlow) and prior.compiled):
+    needed = _bytes(prior)
+    if not needed:
         return None
     numbers = max(torch.Size(prior.shape).numel(), y[0].numel())
-    total = prior.saved_bytes + prior.work_bytes + _VECTORS * numbers * y.element_size()
-    flow = getattr(noise, "flow", None)
-    if isinstance(flow, FrozenFlow):
-        places = getattr(noise, "places", None)
-        total += (1 if places is None else places.shape[-2]) * (flow.saved_bytes + flow.work_bytes)
-    return total
+    return needed + _bytes(noise) + _VECTORS * numbers * y.element_size()
+
+
+def _bytes(part: Any) -> int:
+    """What an image needs of a frozen flow, or of a noise model on one (``protocols.Frozen``)."""
+    found = (getattr(part, "saved_bytes", 0), getattr(part, "work_bytes", 0))
+    return sum(n for n in found if isinstance(n, int))
 
 
 def images_at_once(bytes_per_image: int | None, batch: int, device: torch.device) -> int:
     """Images of a batch that fit; all of them where nothing is known."""
     free = available(device) if bytes_per_image else None
-    if not free:
+    if not free or not bytes_per_image:
         return max(1, batch)
     return max(1, min(batch, int(_SHARE * free) // bytes_per_image))
 

@@ -1,23 +1,29 @@
-"""The losses of METHOD.md, batched: one value per image.
+"""The losses of ``reconstruct``, one value per image, each an object with its weight.
 
-Each builder returns ``evaluate(variable) -> Terms``, where the variable is a batch of latents
-z (B, N) or of images x (B, C, H, W). Equation numbers are those of Whang, Lei, Dimakis (2021).
+An objective is what is minimised: over latents z (B, N) or over images x (B, C, H, W). Equation
+numbers are those of Whang, Lei, Dimakis (2021). ``Objective`` says what an objective of your own
+has to have; ``OBJECTIVES`` are the names that ``reconstruct`` knows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .. import ops
+from .._base.errors import ArgumentError, require
+from ..protocols import Flow, ForwardOperator, Generator, NoiseModel, OnePass, provides
+
+STARTS = ("measurement", "zeros", "draw")
 
 
 class Terms(NamedTuple):
-    """A loss and what it is made of; each (B,). A term the method does not have is zero."""
+    """A loss and what it is made of; each (B,). A term the objective does not have is zero."""
 
     loss: Tensor
     log_noise: Tensor
@@ -27,56 +33,156 @@ class Terms(NamedTuple):
 Evaluate = Callable[[Tensor], Terms]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A row of the table of losses, with the defaults that measured best.
+@runtime_checkable
+class Objective(Protocol):
+    """What ``reconstruct`` minimises. Any object with these serves; no base class is needed.
 
-    Args:
-        space: "latent" or "image": what is optimised over.
-        needs: which of noise, density (a prior with log-density) the loss uses.
-        weight: its regulariser: "beta", "gamma", "lam" or None.
-        steps, lr, init: defaults.
+    An objective with weights per image also has ``select`` (``protocols.PerImage``), one that
+    checks its weights against the measurements ``fitted``, and one over images that has a form over
+    latents ``latent``.
+
+    Attributes:
+        name: in progress bars and messages.
+        space: "latent" or "image", what the variable is.
+        needs: which of "noise" (a noise model) and "density" (a prior with log p) it uses.
+        steps, lr, start: what ``reconstruct`` takes where these are not given.
     """
 
-    space: str
-    needs: tuple[str, ...]
-    weight: str | None
-    steps: int
-    lr: float
-    init: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def start(self) -> str: ...
+
+    def evaluate(
+        self,
+        y: Tensor,
+        operator: ForwardOperator,
+        prior: Any,
+        noise: Any,
+        variable: Tensor,
+        /,
+    ) -> Terms:
+        """The loss at a variable, (B, N) or (B, C, H, W), differentiable in it.
+
+        It is called at every step, with y (B, ...) and with the prior and noise model frozen.
+        """
+        ...
+
+    def rank(self, terms: Terms, /) -> Tensor:
+        """(B,): of several starts each image keeps the one where this is lowest."""
+        ...
 
 
-METHODS = {
-    "map_latent": Method("latent", ("noise", "density"), "beta", 300, 0.05, "measurement"),
-    "map_image": Method("image", ("noise", "density"), "beta", 200, 0.1, "measurement"),
-    "mle": Method("latent", ("noise",), None, 500, 0.05, "draw"),
-    "csgm": Method("latent", (), "lam", 500, 0.05, "draw"),
-    "asim_likelihood": Method("latent", ("density",), "gamma", 300, 0.05, "measurement"),
-    "asim_proxy": Method("latent", (), "gamma", 300, 0.05, "zeros"),
-}
-INITS = ("measurement", "zeros", "draw")
-DEFAULT_WEIGHT = {"beta": 1.0, "gamma": 0.1, "lam": 0.1}
+@runtime_checkable
+class Fitted(Protocol):
+    """An objective that is fitted to a batch of measurements before the solve."""
+
+    def fitted(self, function: str, y: Tensor, /) -> Objective:
+        """The same for measurements y (B, ...), its weights on their device.
+
+        Raises ``ArgumentError(function, ...)`` for weights that do not fit.
+        """
+        ...
 
 
-def log_noise_of(noise: Any, y: Tensor, fx: Tensor) -> Tensor:
-    """log p_noise(y - fx), (B,); Gaussian-type noises score it in one pass."""
-    if hasattr(noise, "log_likelihood"):
+@runtime_checkable
+class LatentForm(Protocol):
+    """An objective over images that strategies may begin over latents."""
+
+    def latent(self) -> Objective:
+        """The same objective over latents."""
+        ...
+
+
+# --- what the objectives share --------------------------------------------------------------------
+
+Kind = TypeVar("Kind", bound="_Weighted")
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """An objective with one weight, a number or one per image (B,); named by ``weight``."""
+
+    weight: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.weight:
+            check_weight(type(self).__name__, self.weight, getattr(self, self.weight))
+
+    def rank(self, terms: Terms) -> Tensor:
+        """The loss."""
+        return terms.loss
+
+    def fitted(self: Kind, function: str, y: Tensor) -> Kind:
+        """The same with its weight as a tensor like y, () or (B,).
+
+        Raises:
+            ArgumentError: weights for another number of images.
+        """
+        if not self.weight:
+            return self
+        value = as_weight(function, self.weight, getattr(self, self.weight), y)
+        return replace(self, **{self.weight: value})
+
+    def select(self: Kind, part: slice, shape: tuple[int, ...]) -> Kind:
+        """The same for some of the images, of measurements of this shape (B, ...)."""
+        value = getattr(self, self.weight) if self.weight else None
+        if isinstance(value, Tensor) and value.dim() == 1:
+            return replace(self, **{self.weight: value[part]})
+        return self
+
+
+def check_weight(function: str, name: str, value: float | Tensor) -> None:
+    """Refuses, naming the argument, anything but numbers of at least 0, () or (B,)."""
+    wanted = "a number of at least 0, or one per image (B,)"
+    try:
+        tensor = torch.as_tensor(value)
+        good = not tensor.is_complex() and tensor.dim() <= 1
+        good = good and bool((tensor >= 0).all()) and bool(torch.isfinite(tensor).all())
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(function, name, wanted, repr(value)) from None
+    require(good, function, name, wanted, value)
+
+
+def as_weight(function: str, name: str, value: float | Tensor, y: Tensor) -> Tensor:
+    """A weight with the dtype and device of measurements y (B, ...), () or (B,)."""
+    check_weight(function, name, value)
+    tensor = torch.as_tensor(value, device=y.device, dtype=y.dtype).detach()
+    good = tensor.dim() == 0 or tensor.shape == y.shape[:1]
+    wanted = f"a number of at least 0, or one per image ({y.shape[0]},)"
+    require(good, function, name, wanted, f"shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def log_noise_of(noise: NoiseModel, y: Tensor, fx: Tensor) -> Tensor:
+    """log p_noise(y - fx), (B,); a Gaussian-type noise model scores it in one pass."""
+    if provides(noise, OnePass):
         return noise.log_likelihood(y, fx)
     value = noise.log_prob(y - fx)
     return value.flatten(1).sum(1) if value.dim() > 1 else value
 
 
-def latent_size(prior: Any) -> int:
+def generate(prior: Flow | Generator, z: Tensor) -> Tensor:
+    """G(z) (B, C, H, W) of a flow, or of a generator without a density."""
+    return prior.decode(z)[0] if hasattr(prior, "decode") else prior(z)  # type: ignore[operator]
+
+
+def latent_size(prior: Flow | Generator) -> int:
     """Numbers in a latent of a flow (N = C H W), or of a generator with ``latent_dim``."""
-    return prior.latent_dim if hasattr(prior, "latent_dim") else math.prod(prior.shape)
+    if hasattr(prior, "latent_dim"):
+        return prior.latent_dim
+    return math.prod(prior.shape)  # type: ignore[union-attr]
 
 
-def generate(prior: Any, z: Tensor) -> Tensor:
-    """G(z) of a flow, or of a generator without a density (a GAN, a VAE's decoder)."""
-    return prior.decode(z)[0] if hasattr(prior, "decode") else prior(z)
-
-
-def overshoot(prior: Any, log_prior: Tensor) -> Tensor | None:
+def overshoot(prior: Flow, log_prior: Tensor) -> Tensor | None:
     """Where log p is more than 0.05 nats a pixel above every held-out image's, (B,).
 
     None for a prior whose ``info`` has no "log_prob_peak", the largest of those.
@@ -85,82 +191,212 @@ def overshoot(prior: Any, log_prior: Tensor) -> Tensor | None:
     return None if peak is None else log_prior > peak + 0.05 * math.prod(prior.shape)
 
 
+def _decoded(prior: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
+    """G(z) and log p_G(G(z)) = log N(z; 0, I) - log|det dG/dz|: one decode gives both."""
+    x, logdet = prior.decode(z)
+    return x, ops.standard_normal_log_prob(z) - logdet
+
+
 def _squared_error(y: Tensor, fx: Tensor) -> Tensor:
     return (y - fx).square().flatten(1).sum(1)
 
 
-def map_latent(y: Tensor, operator: Any, prior: Any, noise: Any, beta: float | Tensor) -> Evaluate:
-    """-log p_noise(y - f(G(z))) - beta log p_G(G(z)) over z (eq. 4 and 10).
+# --- the objectives -------------------------------------------------------------------------------
 
-    log p_G(G(z)) = log N(z; 0, I) - log|det dG/dz|: one decode gives both terms.
+
+@dataclass(frozen=True)
+class MAP(_Weighted):
+    """The most probable image: -log p_noise(y - f(x)) - beta log p_G(x) (eq. 3, 4 and 10).
+
+    Args:
+        beta: weight of log p_G, a number of at least 0 or one per image (B,). 1 is the exact MAP,
+            0 < beta < 1 smooths the prior (p_G^beta), 0 is maximum likelihood.
+        space: "latent" minimises over z, with x = G(z); "image" over x itself.
+    Raises:
+        ArgumentError: another weight or space.
+
+    >>> MAP(beta=0.5, space="image").name
+    'map-image'
     """
 
-    def evaluate(z: Tensor) -> Terms:
-        x, logdet = prior.decode(z)
-        log_prior = ops.standard_normal_log_prob(z) - logdet
+    beta: float | Tensor = 1.0
+    space: str = "latent"
+    weight: ClassVar[str] = "beta"
+    needs: ClassVar[tuple[str, ...]] = ("noise", "density")
+    start: ClassVar[str] = "measurement"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        good = self.space in ("latent", "image")
+        require(good, "MAP", "space", "'latent' or 'image'", repr(self.space))
+
+    @property
+    def name(self) -> str:
+        """ "map" over latents, "map-image" over images."""
+        return "map" if self.space == "latent" else "map-image"
+
+    @property
+    def steps(self) -> int:
+        """300 over latents, 200 over images."""
+        return 300 if self.space == "latent" else 200
+
+    @property
+    def lr(self) -> float:
+        """0.05 over latents, 0.1 over images."""
+        return 0.05 if self.space == "latent" else 0.1
+
+    def latent(self) -> MAP:
+        """The same objective over latents."""
+        return replace(self, space="latent")
+
+    def evaluate(
+        self, y: Tensor, operator: ForwardOperator, prior: Flow, noise: NoiseModel, variable: Tensor
+    ) -> Terms:
+        """The loss over z (B, N), or over x (B, C, H, W)."""
+        if self.space == "latent":
+            x, log_prior = _decoded(prior, variable)
+        else:
+            x, log_prior = variable, prior.log_prob(variable)
         log_noise = log_noise_of(noise, y, operator(x))
-        return Terms(-log_noise - beta * log_prior, log_noise, log_prior)
-
-    return evaluate
+        return Terms(-log_noise - self.beta * log_prior, log_noise, log_prior)
 
 
-def map_image(y: Tensor, operator: Any, prior: Any, noise: Any, beta: float | Tensor) -> Evaluate:
-    """-log p_noise(y - f(x)) - beta log p_G(x) over x (eq. 3 and 10)."""
+@dataclass(frozen=True)
+class MLE(_Weighted):
+    """Maximum likelihood: -log p_noise(y - f(G(z))) over z (eq. 5), for any generator.
 
-    def evaluate(x: Tensor) -> Terms:
-        log_prior = prior.log_prob(x)
-        log_noise = log_noise_of(noise, y, operator(x))
-        return Terms(-log_noise - beta * log_prior, log_noise, log_prior)
+    >>> MLE().needs
+    ('noise',)
+    """
 
-    return evaluate
+    name: ClassVar[str] = "mle"
+    space: ClassVar[str] = "latent"
+    needs: ClassVar[tuple[str, ...]] = ("noise",)
+    steps: ClassVar[int] = 500
+    lr: ClassVar[float] = 0.05
+    start: ClassVar[str] = "draw"
 
-
-def mle(y: Tensor, operator: Any, prior: Any, noise: Any) -> Evaluate:
-    """-log p_noise(y - f(G(z))) over z (eq. 5)."""
-
-    def evaluate(z: Tensor) -> Terms:
-        log_noise = log_noise_of(noise, y, operator(generate(prior, z)))
+    def evaluate(
+        self, y: Tensor, operator: ForwardOperator, prior: Any, noise: NoiseModel, variable: Tensor
+    ) -> Terms:
+        """The loss over z (B, N)."""
+        log_noise = log_noise_of(noise, y, operator(generate(prior, variable)))
         return Terms(-log_noise, log_noise, log_noise.new_zeros(log_noise.shape))
 
-    return evaluate
 
+@dataclass(frozen=True)
+class CSGM(_Weighted):
+    """||y - f(G(z))||^2 + lam ||z||^2 over z (eq. 6; Bora et al., 2017).
 
-def csgm(y: Tensor, operator: Any, prior: Any, lam: float | Tensor) -> Evaluate:
-    """||y - f(G(z))||^2 + lam ||z||^2 over z (eq. 6; Bora et al., 2017)."""
+    Of several starts each image keeps the lowest measurement error ||y - f(G(z))||^2.
 
-    def evaluate(z: Tensor) -> Terms:
-        error = _squared_error(y, operator(generate(prior, z)))
-        size = z.square().sum(1)
-        return Terms(error + lam * size, -error, -size)
+    Args:
+        lam: a number of at least 0, or one per image (B,).
+    Raises:
+        ArgumentError: another weight.
 
-    return evaluate
-
-
-def asim_likelihood(y: Tensor, operator: Any, prior: Any, gamma: float | Tensor) -> Evaluate:
-    """||y - f(G(z))||^2 - gamma log p_G(G(z)) over z (eq. 7; Asim et al., 2019).
-
-    Equals 2 s^2 times ``map_latent`` with Gaussian noise of standard deviation s and
-    beta = gamma / (2 s^2), up to a constant.
+    >>> CSGM(0.3).start
+    'draw'
     """
 
-    def evaluate(z: Tensor) -> Terms:
-        x, logdet = prior.decode(z)
-        log_prior = ops.standard_normal_log_prob(z) - logdet
+    lam: float | Tensor = 0.1
+    name: ClassVar[str] = "csgm"
+    space: ClassVar[str] = "latent"
+    weight: ClassVar[str] = "lam"
+    needs: ClassVar[tuple[str, ...]] = ()
+    steps: ClassVar[int] = 500
+    lr: ClassVar[float] = 0.05
+    start: ClassVar[str] = "draw"
+
+    def evaluate(
+        self, y: Tensor, operator: ForwardOperator, prior: Any, noise: Any, variable: Tensor
+    ) -> Terms:
+        """The loss over z (B, N); the noise model is not used."""
+        error = _squared_error(y, operator(generate(prior, variable)))
+        size = variable.square().sum(1)
+        return Terms(error + self.lam * size, -error, -size)
+
+    def rank(self, terms: Terms) -> Tensor:
+        """The measurement error."""
+        return -terms.log_noise
+
+
+@dataclass(frozen=True)
+class AsimLikelihood(_Weighted):
+    """||y - f(G(z))||^2 - gamma log p_G(G(z)) over z (eq. 7; Asim et al., 2019).
+
+    Equals 2 s^2 times ``MAP`` with Gaussian noise of standard deviation s and
+    beta = gamma / (2 s^2), up to a constant.
+
+    Args:
+        gamma: a number of at least 0, or one per image (B,).
+    Raises:
+        ArgumentError: another weight.
+
+    >>> AsimLikelihood(0.02).needs
+    ('density',)
+    """
+
+    gamma: float | Tensor = 0.1
+    name: ClassVar[str] = "asim-likelihood"
+    space: ClassVar[str] = "latent"
+    weight: ClassVar[str] = "gamma"
+    needs: ClassVar[tuple[str, ...]] = ("density",)
+    steps: ClassVar[int] = 300
+    lr: ClassVar[float] = 0.05
+    start: ClassVar[str] = "measurement"
+
+    def evaluate(
+        self, y: Tensor, operator: ForwardOperator, prior: Flow, noise: Any, variable: Tensor
+    ) -> Terms:
+        """The loss over z (B, N); the noise model is not used."""
+        x, log_prior = _decoded(prior, variable)
         error = _squared_error(y, operator(x))
-        return Terms(error - gamma * log_prior, -error, log_prior)
-
-    return evaluate
+        return Terms(error - self.gamma * log_prior, -error, log_prior)
 
 
-def asim_proxy(
-    y: Tensor, operator: Any, prior: Any, gamma: float | Tensor, squared: bool = True
-) -> Evaluate:
-    """||y - f(G(z))||^2 + gamma ||z||^2 over z (eq. 8), or gamma ||z|| with ``squared=False``."""
+@dataclass(frozen=True)
+class AsimProxy(_Weighted):
+    """||y - f(G(z))||^2 + gamma ||z||^2 over z, from z = 0 (eq. 8; Asim et al., 2019).
 
-    def evaluate(z: Tensor) -> Terms:
-        error = _squared_error(y, operator(generate(prior, z)))
-        size = z.square().sum(1)
-        size = size if squared else (size + 1e-12).sqrt()
-        return Terms(error + gamma * size, -error, -size)
+    Args:
+        gamma: a number of at least 0, or one per image (B,).
+        squared: False takes gamma ||z||, as their code does.
+    Raises:
+        ArgumentError: another weight.
 
-    return evaluate
+    >>> AsimProxy(0.1, squared=False).start
+    'zeros'
+    """
+
+    gamma: float | Tensor = 0.1
+    squared: bool = True
+    name: ClassVar[str] = "asim-proxy"
+    space: ClassVar[str] = "latent"
+    weight: ClassVar[str] = "gamma"
+    needs: ClassVar[tuple[str, ...]] = ()
+    steps: ClassVar[int] = 300
+    lr: ClassVar[float] = 0.05
+    start: ClassVar[str] = "zeros"
+
+    def evaluate(
+        self, y: Tensor, operator: ForwardOperator, prior: Any, noise: Any, variable: Tensor
+    ) -> Terms:
+        """The loss over z (B, N); the noise model is not used."""
+        error = _squared_error(y, operator(generate(prior, variable)))
+        size = variable.square().sum(1)
+        size = size if self.squared else (size + 1e-12).sqrt()
+        return Terms(error + self.gamma * size, -error, -size)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        MAP(),
+        MAP(space="image"),
+        MLE(),
+        CSGM(),
+        AsimLikelihood(),
+        AsimProxy(),
+    )
+}

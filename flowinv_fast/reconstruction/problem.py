@@ -1,134 +1,165 @@
-"""A batch of measurements with all that scores them: what a solve is about, part by part."""
+"""What a solve is about: measurements with all that scores them, checked once, cut into parts."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import flows, ops
-from ..flows import FrozenFlow
-from ..noise import Flow, PlacedFlow
-from . import objectives
-from .objectives import METHODS
+from .. import ops
+from .._base.errors import require
+from .._base.tensors import stream_offset
+from ..protocols import Freezable, Initial, NoiseModel, PerImage, missing, provides
+from . import checks as check
+from .objectives import Evaluate, Fitted, Objective, Terms, generate, latent_size, overshoot
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is solved, for a range of the images; ``fast`` is (prior, noise) of a fast precision."""
+    """A batch of measurements, or a range of its images, with what scores them.
 
-    method: str
+    Args:
+        y: measurements (B, ...); images that cannot be read are zero.
+        operator: a callable, f.
+        prior, noise: frozen where they can be.
+        objective: with its weights fitted to y.
+        start: "measurement", "zeros", "draw", or latents (B, N) or images (B, C, H, W).
+        readable: whether y is finite, (B,).
+        fast: (prior, noise) in a fast precision, for all but the last steps.
+        first: number of the first image in the whole batch; draws depend on it.
+    """
+
     y: Tensor
     operator: Any
     prior: Any
     noise: Any
-    fast: tuple[Any, Any] | None
-    weight: Tensor | None
-    squared: bool
-    init: str | Tensor
+    objective: Objective
+    start: str | Tensor
     readable: Tensor
+    fast: tuple[Any, Any] | None = None
     first: int = 0
 
-    def images(self, part: slice) -> Problem:
+    @classmethod
+    def checked(
+        cls,
+        function: str,
+        y: Tensor,
+        operator: Any,
+        prior: Any,
+        noise: Any,
+        objective: Objective,
+        start: str | Tensor | None = None,
+        throw: bool = True,
+    ) -> Problem:
+        """The problem that a user's arguments make, nothing frozen yet.
+
+        Raises:
+            ArgumentError: an argument of ``function`` that cannot be used, named.
+        """
+        known = objective.space in ("latent", "image")
+        wanted = "a space 'latent' or 'image'"
+        require(known, function, "objective", wanted, repr(objective.space))
+        check.measurement(function, y)
+        operator = check.as_operator(function, operator)
+        check.prior(function, prior, objective, y)
+        scored = "noise" not in objective.needs or not missing(noise, NoiseModel)
+        wanted = "an object with log_prob(residual)"
+        require(scored, function, "noise", wanted, type(noise).__name__)
+        if provides(objective, Fitted):
+            objective = objective.fitted(function, y)
+        readable = check.readable(function, y, throw)
+        start = objective.start if start is None else start
+        check.start(function, start, y, prior)
+        y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
+        return cls(y, operator, prior, noise, objective, start, readable)
+
+    def frozen(self, precision: str | None = None, polish: bool = True) -> Problem:
+        """The same with its flows frozen.
+
+        In a ``precision`` other than fp32 they are frozen twice: ``fast`` for most steps and fp32
+        for the last ones, or, without ``polish``, in that precision alone.
+        """
+        both = lambda p: (freeze(self.prior, p, self.y), freeze(self.noise, p, self.y))
+        fast = None
+        if precision not in (None, "fp32") and provides(self.prior, Freezable):
+            fast = both(precision)
+        prior, noise = both("fp32") if fast is None or polish else fast
+        return replace(self, prior=prior, noise=noise, fast=fast if polish else None)
+
+    def select(self, part: slice) -> Problem:
+        """The problem of some of the images."""
         if part == slice(0, len(self.y)):
             return self
-        some = lambda v: v.images(part, tuple(self.y.shape)) if hasattr(v, "images") else v
-        each = lambda v: v[part] if isinstance(v, Tensor) and v.dim() > 0 else v
+        shape = tuple(self.y.shape)
+        some = lambda v: v.select(part, shape) if provides(v, PerImage) else v
+        start = self.start[part] if isinstance(self.start, Tensor) else self.start
         fast = (self.fast[0], some(self.fast[1])) if self.fast else None
         return replace(
-            self, y=self.y[part], operator=some(self.operator), noise=some(self.noise), fast=fast,
-            weight=each(self.weight), init=each(self.init), readable=self.readable[part],
+            self,
+            y=self.y[part],
+            operator=some(self.operator),
+            noise=some(self.noise),
+            objective=some(self.objective),
+            start=start,
+            readable=self.readable[part],
+            fast=fast,
             first=self.first + part.start,
-        )  # fmt: skip
+        )
 
-    def objective(self, prior: Any, noise: Any) -> objectives.Evaluate:
-        y, operator, weight = self.y, self.operator, self.weight
-        if self.method == "mle":
-            return objectives.mle(y, operator, prior, noise)
-        if self.method in ("map_latent", "map_image"):
-            return getattr(objectives, self.method)(y, operator, prior, noise, weight)
-        if self.method == "asim_proxy":
-            return objectives.asim_proxy(y, operator, prior, weight, self.squared)
-        return getattr(objectives, self.method)(y, operator, prior, weight)
+    @property
+    def evaluate(self) -> Evaluate:
+        """The loss as a function of the variable."""
+        return partial(self.objective.evaluate, self.y, self.operator, self.prior, self.noise)
 
-    def start(self, restart: int, restarts: int, seed: int) -> Tensor:
-        """The first variable of a restart: latents (B, N) or images (B, C, H, W)."""
-        y, prior, init = self.y, self.prior, self.init
-        batch, image = y.shape[0], METHODS[self.method].space == "image"
-        if isinstance(init, Tensor):
-            given_image = init.dim() == 4
-            start = init if given_image == image else _convert(init, prior, image)
-            return start + (_draw(start, restart, seed, 0.1, self.first) if restart else 0)
-        if init == "measurement":
-            guess = self.operator.guess(y) if hasattr(self.operator, "guess") else None
+    def first_variable(self, restart: int, restarts: int, seed: int) -> Tensor:
+        """Where a restart begins: latents (B, N) or images (B, C, H, W), by the objective's space.
+
+        From the measurement restart r of R begins at (1 - r / R) times the guess, from a tensor at
+        a draw around it, from zeros or draws at a new draw.
+        """
+        y, prior, start = self.y, self.prior, self.start
+        image = self.objective.space == "image"
+        if isinstance(start, Tensor):
+            given_image = start.dim() == 4
+            variable = start if given_image == image else _convert(start, prior, image)
+            return variable + (draw(variable, restart, seed, 0.1, self.first) if restart else 0)
+        if start == "measurement":
+            guess = self.operator.guess(y) if provides(self.operator, Initial) else None
             if guess is not None:
                 guess = guess.clamp(0, 1) * (1 - restart / restarts)
                 return guess if image else _convert(guess, prior, False)
-            init = "zeros"
-        z = y.new_zeros(batch, objectives.latent_size(prior))
-        if init == "draw" or restart > 0:
-            z = z + _draw(z, restart, seed, 1.0, self.first)
-        return objectives.generate(prior, z) if image else z
+            start = "zeros"
+        z = y.new_zeros(y.shape[0], latent_size(prior))
+        if start == "draw" or restart > 0:
+            z = z + draw(z, restart, seed, 1.0, self.first)
+        return generate(prior, z) if image else z
+
+    def images(self, variable: Tensor) -> Tensor:
+        """x (B, C, H, W) of a variable."""
+        return variable if self.objective.space == "image" else generate(self.prior, variable)
+
+    def overshoot(self, terms: Terms) -> Tensor | None:
+        """Whether log p passes that of real images, (B,); None where that is not known."""
+        known = "density" in self.objective.needs
+        return overshoot(self.prior, terms.log_prior) if known else None
 
 
-def freeze(part: Any, precision: str = "fp32") -> Any:
-    """A flow, or the flow of our noise models, on the compiled engine; anything else as it is."""
-    if isinstance(part, flows.Flow) and part.dtype == torch.float32:
-        return part.freeze(precision)
-    frozen = freeze(part.flow, precision) if type(part) in (Flow, PlacedFlow) else None
-    if isinstance(frozen, FrozenFlow):
-        part = copy.copy(part)
-        part.flow = frozen
-    return part
+def freeze(part: Any, precision: str, y: Tensor) -> Any:
+    """A flow, or a noise model with one, frozen for float32 measurements; else as it is."""
+    able = y.dtype == torch.float32 and provides(part, Freezable)
+    return part.freeze(precision=precision) if able else part
 
 
-class Annealed:
-    """An objective that is easier at first: a fast precision, noise on the variable, a faint
-    likelihood, an operator with ``anneal``. At time 1 it is the objective itself."""
-
-    def __init__(
-        self, problem: Problem, smoothing: float, tempering: float, seed: int, restart: int
-    ):
-        self.evaluate = self.fast = problem.objective(problem.prior, problem.noise)
-        if problem.fast:
-            self.fast = problem.objective(*problem.fast)
-        self.operator_anneal = getattr(problem.operator, "anneal", None)
-        self.smoothing, self.tempering, self.seed = smoothing, tempering, seed
-        self.first, self.time = problem.first, 1.0
-        # Below time 1 always the same: only the precision changes at the end.
-        self.constant = smoothing == 0 and tempering == 1 and self.operator_anneal is None
-        self.calls = (restart + 1) << 14  # apart from the streams of the starts
-
-    def anneal(self, t: float) -> None:
-        self.time = t
-        if self.operator_anneal is not None:
-            self.operator_anneal(t)
-
-    def __call__(self, variable: Tensor) -> objectives.Terms:
-        if self.time >= 1:
-            return self.evaluate(variable)
-        std = self.smoothing * (1 - self.time)
-        if std > 0:
-            self.calls += 1
-            variable = variable + _draw(variable, self.calls, self.seed, std, self.first)
-        terms = self.fast(variable)
-        if self.tempering == 1:
-            return terms
-        weight = self.tempering ** (1 - self.time)
-        return terms._replace(loss=terms.loss + (1 - weight) * terms.log_noise)
-
-
-def _draw(like: Tensor, stream: int, seed: int, std: float, first: int) -> Tensor:
+def draw(like: Tensor, stream: int, seed: int, std: float, first: int) -> Tensor:
     """Gaussian draws; an image's depend on its size and (seed, stream, first + its index)."""
-    spread = torch.full((), std, dtype=like.dtype, device=like.device)
+    scale = torch.full((), std, dtype=like.dtype, device=like.device)
     size = math.prod(like.shape[1:])
-    blocks = (size + 3) // 4  # a Philox offset holds four numbers
-    offset = (stream << 36) + first * blocks
-    draws = ops.gaussian_noise(0.0, spread, (like.shape[0], 4 * blocks), seed, offset)
+    rows = (like.shape[0], 4 * ((size + 3) // 4))  # a Philox offset holds four numbers
+    draws = ops.gaussian_noise(0.0, scale, rows, seed, stream_offset(stream, first, size))
     return draws[:, :size].view(like.shape)
 
 

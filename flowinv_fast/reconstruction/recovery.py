@@ -1,19 +1,22 @@
-"""Beyond a point estimate: Theorem 4.1's bound at a reconstruction, and posterior samples."""
+"""Theorem 4.1's bound at a reconstruction: how far the truth can be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from .._base.errors import ArgumentError, SolverError, require
-from ..flows import FrozenFlow
+from .._base.errors import SolverError, is_real, require
+from ..protocols import Density, Frozen, missing
+from . import checks as check
+from .objectives import as_weight
+
+Product = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class RecoveryBound:
 
 
 def recovery_bound(
-    prior: Any, x: Tensor, delta_norm: float | Tensor, std: float, tolerance: float = 1e-3
+    prior: Density, x: Tensor, delta_norm: float | Tensor, std: float, tolerance: float = 1e-3
 ) -> RecoveryBound:
     """How far a denoised image can be from the truth: ||x - x*|| <= ||delta|| / (1 + mu std^2).
 
@@ -48,31 +51,31 @@ def recovery_bound(
     Raises:
         ArgumentError: a frozen prior, images that are not finite, or numbers out of range.
         SolverError: Lanczos iterations that did not converge.
+
+    >>> class Normal:
+    ...     def log_prob(self, x):
+    ...         return -0.5 * x.square().sum((1, 2, 3))
+    >>> recovery_bound(Normal(), torch.zeros(1, 1, 2, 2), delta_norm=3.0, std=1.0).bound
+    tensor([1.5000], dtype=torch.float64)
     """
-    require(not isinstance(prior, FrozenFlow), "recovery_bound", "prior",
-            "a flow with second derivatives (the one that was frozen)", "a FrozenFlow")  # fmt: skip
-    require(hasattr(prior, "log_prob"), "recovery_bound", "prior", "a density with log_prob(x)",
-            type(prior).__name__)  # fmt: skip
-    good = isinstance(x, Tensor) and x.is_floating_point() and bool(torch.isfinite(x).all())
-    require(good, "recovery_bound", "x", "finite images (B, C, H, W)", type(x).__name__)
-    good = isinstance(std, (int, float)) and 0 < std < math.inf
-    require(good, "recovery_bound", "std", "a positive number", std)
-    wanted = f"a number >= 0, or ({len(x)},)"
-    try:
-        norm = torch.as_tensor(delta_norm, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentError("recovery_bound", "delta_norm", wanted, repr(delta_norm)) from None
-    good = norm.dim() == 0 or norm.shape == x.shape[:1]
-    require(good and bool((norm >= 0).all()), "recovery_bound", "delta_norm", wanted, delta_norm)
-    mu = [_smallest_eigenvalue(_hessian_product(prior, image[None]), image.numel(), tolerance)
-          for image in x.detach()]  # fmt: skip
-    mu = torch.tensor(mu, dtype=torch.float64)
+    name = "recovery_bound"
+    frozen, wanted = not missing(prior, Frozen), "a flow with second derivatives, not a frozen one"
+    require(not frozen, name, "prior", wanted, type(prior).__name__)
+    lacks = missing(prior, Density)
+    require(not lacks, name, "prior", "a density with log_prob(x)", type(prior).__name__)
+    check.images(name, "x", x)
+    good = is_real(std) and std > 0
+    require(good, name, "std", "a positive number", std)
+    norm = as_weight(name, "delta_norm", delta_norm, torch.empty(len(x), 1, dtype=torch.float64))
+    product = lambda image: _hessian_product(prior, image[None])
+    smallest = [_smallest_eigenvalue(product(i), i.numel(), tolerance) for i in x.detach()]
+    mu = torch.tensor(smallest, dtype=torch.float64)
     factor = 1 + mu * std**2
     bound = torch.where(factor > 0, norm / factor, torch.full_like(mu, math.inf))
     return RecoveryBound(mu, bound)
 
 
-def _hessian_product(prior: Any, x: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+def _hessian_product(prior: Density, x: Tensor) -> Product:
     """v to H v, H the Hessian of -log p at one image."""
     x = x.clone().requires_grad_()
     with torch.enable_grad():
@@ -90,7 +93,8 @@ def _hessian_product(prior: Any, x: Tensor) -> Callable[[np.ndarray], np.ndarray
     return product
 
 
-def _smallest_eigenvalue(product, size: int, tolerance: float) -> float:
+def _smallest_eigenvalue(product: Product, size: int, tolerance: float) -> float:
+    """Of a symmetric matrix that is known by its products with vectors."""
     if size < 3:  # too small for Lanczos
         matrix = np.stack([product(row) for row in np.eye(size)])
         return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
@@ -102,8 +106,8 @@ def _smallest_eigenvalue(product, size: int, tolerance: float) -> float:
     if not along.any():  # of a random vector: H is zero, where Lanczos has nowhere to go
         return 0.0
     try:
-        (value,) = eigsh(operator, 1, which="SA", v0=start, tol=tolerance, ncv=min(size, 40),
-                         return_eigenvectors=False)  # fmt: skip
+        settings = {"which": "SA", "v0": start, "tol": tolerance, "ncv": min(size, 40)}
+        (value,) = eigsh(operator, 1, return_eigenvectors=False, **settings)
     except ArpackError as error:
         raise SolverError(f"recovery_bound: Lanczos did not converge: {error}") from error
     return float(value)

@@ -64,7 +64,7 @@ def test_parameters_are_copied_to_another_device_once():
         assert first.device.type == "meta" and law._like("mean", like) is first
         assert law._like("mean", like.double()).dtype == torch.float64
         assert law._like("mean", like) is first  # a graph may stand on it
-        assert law.images(slice(0, 1), (2, 4))._like("mean", like) is not first
+        assert law.select(slice(0, 1), (2, 4))._like("mean", like) is not first
         mean += 1
         changed = law._like("mean", like)
         assert changed is not first
@@ -163,8 +163,8 @@ def test_flow_noise_changes_variables():
     flow, scale = AffineFlow(5, 4), 0.3
     residual = torch.randn(3, 1, 5, 4, dtype=torch.float64)
     want = Normal(scale * flow.mean, scale * flow.std).log_prob(residual).flatten(1).sum(1)
-    torch.testing.assert_close(noise.Flow(flow, scale).log_prob(residual), want)
-    draw = noise.Flow(flow, scale).sample((4, 1, 5, 4), generator(1))
+    torch.testing.assert_close(noise.FlowNoise(flow, scale).log_prob(residual), want)
+    draw = noise.FlowNoise(flow, scale).sample((4, 1, 5, 4), generator(1))
     torch.testing.assert_close(draw, scale * flow.sample(4, generator(1)))
 
 
@@ -172,7 +172,7 @@ def test_flow_noise_changes_variables():
 def test_placed_flow_is_patches_and_a_gaussian_elsewhere(shared):
     flow, std, scale = AffineFlow(3, 2), 0.2, 0.7
     places = torch.tensor([[[0, 0, 0], [1, 4, 5]], [[1, 0, 3], [0, 4, 0]]])
-    model = noise.PlacedFlow(flow, places[0] if shared else places, std, scale)
+    model = noise.PlacedFlowNoise(flow, places[0] if shared else places, std, scale)
     residual = torch.randn(2, 2, 7, 8, dtype=torch.float64)
     want = []
     for b in range(2):
@@ -191,14 +191,16 @@ def test_placed_flow_is_patches_and_a_gaussian_elsewhere(shared):
 def test_placed_flow_draws_lie_where_they_should():
     flow = AffineFlow(3, 2)
     flow.mean += 100
-    draw = noise.PlacedFlow(flow, torch.tensor([[1, 4, 5]]), 0.1).sample((3, 2, 7, 8), generator())
+    draw = noise.PlacedFlowNoise(flow, torch.tensor([[1, 4, 5]]), 0.1).sample(
+        (3, 2, 7, 8), generator()
+    )
     loud = draw > 50
     assert loud[:, 1, 4:7, 5:7].all() and loud.sum() == 3 * 6
     assert draw[~loud].abs().max() < 1 and draw[~loud].std() > 0.05
 
 
 def test_overlapping_places_are_refused():
-    model = noise.PlacedFlow(AffineFlow(3, 2), torch.tensor([[0, 0, 0], [0, 2, 1]]), 0.1)
+    model = noise.PlacedFlowNoise(AffineFlow(3, 2), torch.tensor([[0, 0, 0], [0, 2, 1]]), 0.1)
     with pytest.raises(ArgumentError, match="overlap"):
         model.log_prob(torch.zeros(1, 1, 7, 8, dtype=torch.float64))
 
@@ -220,7 +222,7 @@ def test_digits_are_bank_images_at_places():
 def test_bounded_flow_is_refused_as_noise():
     flow = realnvp(RealNVPConfig((1, 4, 4), scales=2, hidden=4, support="bounded"))
     with pytest.raises(ArgumentError, match="unbounded"):
-        noise.Flow(flow)
+        noise.FlowNoise(flow)
 
 
 PLACES = torch.tensor([[0, 0, 0]])
@@ -233,11 +235,11 @@ BAD = {
     "floor": ("floor", lambda: noise.Radial(floor=2.0)),
     "measurements": ("level", lambda: noise.Sinusoidal.measurements(0.0)),
     "residual": ("residual", lambda: noise.Radial().log_prob(torch.zeros(2, 3, 4))),
-    "flow": ("flow", lambda: noise.Flow(3)),
-    "scale": ("scale", lambda: noise.Flow(AffineFlow(2, 2), 0.0)),
-    "flow-shape": ("shape", lambda: noise.Flow(AffineFlow(2, 2)).sample((1, 1, 3, 3))),
-    "places": ("places", lambda: noise.PlacedFlow(AffineFlow(2, 2), PLACES.float(), 0.1)),
-    "std": ("std", lambda: noise.PlacedFlow(AffineFlow(2, 2), PLACES, -0.1)),
+    "flow": ("flow", lambda: noise.FlowNoise(3)),
+    "scale": ("scale", lambda: noise.FlowNoise(AffineFlow(2, 2), 0.0)),
+    "flow-shape": ("shape", lambda: noise.FlowNoise(AffineFlow(2, 2)).sample((1, 1, 3, 3))),
+    "places": ("places", lambda: noise.PlacedFlowNoise(AffineFlow(2, 2), PLACES.float(), 0.1)),
+    "std": ("std", lambda: noise.PlacedFlowNoise(AffineFlow(2, 2), PLACES, -0.1)),
     "bank": ("bank", lambda: noise.Digits(torch.zeros(3, 4))),
     "count": ("count", lambda: noise.Digits(torch.zeros(1, 3, 4), count=-1)),
     "sample": ("noise", lambda: measure(torch.zeros(1, 1, 2, 2), operators.Identity(), object())),

@@ -54,7 +54,7 @@ def test_the_bound_is_met_with_equality_by_an_isotropic_gaussian_prior():
     prior = AffineFlow(torch.randn(SHAPE).double(), torch.full(SHAPE, std).double())
     delta = s * images()
     found = ff.reconstruct(
-        prior.mean + delta, operators.Identity(), prior, noise.Gaussian(s), method="map_image",
+        prior.mean + delta, operators.Identity(), prior, noise.Gaussian(s), objective="map-image",
         steps=800, lr=0.1, progress=False,
     )  # fmt: skip
     got = recovery_bound(prior, found.x, delta.flatten(1).norm(dim=1), s)
@@ -246,8 +246,13 @@ def test_a_start_is_where_the_first_draw_is_near():
     prior = AffineFlow(torch.zeros(SHAPE).double(), torch.ones(SHAPE).double())
     z = torch.randn(3, SIZE).double()
     settings = {"samples": 2, "warm_up": 1, "thin": 1, "tempering": 1.0}
-    run = lambda init: sample_posterior(
-        prior.decode(z)[0], operators.Identity(), prior, noise.Gaussian(0.1), init=init, **settings
+    run = lambda start: sample_posterior(
+        prior.decode(z)[0],
+        operators.Identity(),
+        prior,
+        noise.Gaussian(0.1),
+        start=start,
+        **settings,
     )
     before = z.clone()
     assert (run(z).x[0].flatten(1) - z).abs().max() < 0.5
@@ -313,10 +318,10 @@ BAD_SAMPLES = {
     "tempering-type": ("tempering", {"tempering": "cold"}),
     "seed": ("seed", {"seed": -1}),
     "seed-type": ("seed", {"seed": 0.5}),
-    "init-type": ("init", {"init": "zeros"}),
-    "init-shape": ("init", {"init": torch.zeros(3, 5)}),
-    "init-dtype": ("init", {"init": torch.zeros(3, SIZE).double()}),
-    "init-nan": ("init", {"init": torch.full((3, SIZE), math.nan)}),
+    "start-type": ("start", {"start": "zeros"}),
+    "start-shape": ("start", {"start": torch.zeros(3, 5)}),
+    "start-dtype": ("start", {"start": torch.zeros(3, SIZE).double()}),
+    "start-nan": ("start", {"start": torch.full((3, SIZE), math.nan)}),
 }
 
 

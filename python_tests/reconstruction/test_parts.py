@@ -10,12 +10,12 @@ from flows.test_frozen import needs_bf16, random_flow
 from torch import nn
 
 import flowinv_fast as ff
-from flowinv_fast import Status, noise, operators
+from flowinv_fast import Status, noise, operators, strategies
 from flowinv_fast._base import backend
 from flowinv_fast.data import sample_images
 from flowinv_fast.experiments.demo import tasks
 from flowinv_fast.reconstruction import memory as _memory
-from flowinv_fast.reconstruction import reconstruct as _reconstruct
+from flowinv_fast.reconstruction import problem as _problem
 
 SHAPE = (1, 8, 8)
 QUIET = {"progress": False}
@@ -37,7 +37,7 @@ def test_default_precision_solves_as_well_as_the_float32_reference(monkeypatch):
     law = noise.Gaussian(0.2)
     y = ff.measure(x, operators.Identity(), law)
     frozen = ff.reconstruct(y, operators.Identity(), prior, law, steps=60, **QUIET)
-    monkeypatch.setattr(_reconstruct, "freeze", lambda part, precision="fp32": part)
+    monkeypatch.setattr(_problem, "freeze", lambda part, precision, y: part)
     plain = ff.reconstruct(y, operators.Identity(), prior, law, steps=60, **QUIET)
     torch.testing.assert_close(frozen.loss, plain.loss, rtol=1e-3, atol=0.2)
     gain = ff.metrics.psnr(frozen.x, x) - ff.metrics.psnr(plain.x, x)
@@ -54,7 +54,7 @@ def test_demo_tasks_are_solved_as_well_as_by_plain_torch(name, monkeypatch):
     options = {**task.ours, **QUIET, "steps": 60}
     solve = lambda: ff.reconstruct(y, task.operator, prior, task.noise, **options)
     frozen = solve()
-    monkeypatch.setattr(_reconstruct, "freeze", lambda part, precision="fp32": part)
+    monkeypatch.setattr(_problem, "freeze", lambda part, precision, y: part)
     monkeypatch.setattr(backend, "choice", "torch")
     gain = ff.metrics.psnr(frozen.x, x) - ff.metrics.psnr(solve().x, x)
     assert abs(float(gain.mean())) < 0.05
@@ -66,7 +66,10 @@ def test_a_fast_precision_ends_in_float32(flow):
     solve = lambda **options: ff.reconstruct(
         y, operators.Identity(), flow, law, steps=100, **QUIET, **options
     )
-    exact, fast, raw = solve(), solve(precision="bf16"), solve(precision="bf16", polish=0)
+    exact, fast, raw = (
+        solve(), solve(precision="bf16"),
+        solve(precision="bf16", strategy=strategies.adam(polish=0.0)),
+    )  # fmt: skip
     want = -law.log_prob(y - fast.x) - flow.log_prob(fast.x)
     torch.testing.assert_close(fast.loss, want, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(fast.loss, exact.loss, rtol=0.02, atol=1.0)
@@ -82,11 +85,11 @@ def test_a_frozen_prior_is_taken_as_it_is(flow):
     assert torch.equal(got.x, want.x)
 
 
-@pytest.mark.parametrize("method", ["map_latent", "map_image"])
-def test_plain_torch_back_end_solves_alike(flow, method, monkeypatch):
+@pytest.mark.parametrize("goal", ["map", "map-image"])
+def test_plain_torch_back_end_solves_alike(flow, goal, monkeypatch):
     y = measurements()
     solve = lambda: ff.reconstruct(
-        y, operators.Identity(), flow, noise.Gaussian(0.3), method=method, steps=8, **QUIET
+        y, operators.Identity(), flow, noise.Gaussian(0.3), objective=goal, steps=8, **QUIET
     )
     want = solve()
     monkeypatch.setattr(backend, "choice", "torch")
@@ -94,12 +97,12 @@ def test_plain_torch_back_end_solves_alike(flow, method, monkeypatch):
 
 
 def test_flow_noise_runs_frozen_and_alike(flow, monkeypatch):
-    """Flow and PlacedFlow: the frozen noise model gives the plain one's losses."""
+    """FlowNoise and PlacedFlowNoise: the frozen noise model gives the plain one's losses."""
     law = random_flow((1, 4, 4), 0.3, hidden=8, scales=1, blocks=1)
     places = torch.tensor([[0, 0, 0], [0, 4, 4]])
     y = measurements()
-    for model in (noise.Flow(flow, 0.5), noise.PlacedFlow(law, places, 0.3)):
-        frozen = _reconstruct.freeze(model)
+    for model in (noise.FlowNoise(flow, 0.5), noise.PlacedFlowNoise(law, places, 0.3)):
+        frozen = _problem.freeze(model, "fp32", y)
         assert isinstance(frozen.flow, ff.FrozenFlow) and isinstance(model.flow, ff.Flow)
         torch.testing.assert_close(frozen.log_prob(y), model.log_prob(y), rtol=1e-4, atol=1e-3)
 
@@ -117,7 +120,7 @@ class Learned(nn.Module):
 
 def test_a_users_noise_module_stays_as_it_is(flow):
     law = Learned(random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1))
-    assert _reconstruct.freeze(law) is law
+    assert _problem.freeze(law, "fp32", measurements()) is law
     got = ff.reconstruct(measurements(), operators.Identity(), flow, law, steps=5, **QUIET)
     want = -law.log_prob(got.noise) - flow.log_prob(got.x)
     torch.testing.assert_close(got.loss, want, rtol=1e-4, atol=1e-3)
@@ -132,7 +135,7 @@ class Masked:
     def __call__(self, x):
         return x * self.masks
 
-    def images(self, part, shape):
+    def select(self, part, shape):
         assert len(self.masks) == shape[0]
         return Masked(self.masks[part])
 
@@ -140,7 +143,7 @@ class Masked:
 LAWS = {
     "gaussian": lambda: noise.Gaussian(0.2 + torch.rand(5, 1, 1, 1), torch.randn(8, 8)),
     "sinusoidal": lambda: noise.Sinusoidal(0.1 + torch.rand(5)),
-    "placed": lambda: noise.PlacedFlow(
+    "placed": lambda: noise.PlacedFlowNoise(
         random_flow((1, 4, 4), 0.3, hidden=8, scales=1, blocks=1),
         torch.tensor([[[0, i, i]] for i in range(5)]), 0.3,
     ),
@@ -148,18 +151,20 @@ LAWS = {
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("init", ["draw", "tensor"])
-def test_parts_equal_the_whole(flow, law, init, monkeypatch):
+@pytest.mark.parametrize("start", ["draw", "tensor"])
+def test_parts_equal_the_whole(flow, law, start, monkeypatch):
     """Parameters per image, starts, draws and smoothing noise all follow their image."""
-    y, law = measurements(), LAWS[law]()
+    y, model = measurements(), LAWS[law]()
     operator = Masked(torch.randint(2, (5, *SHAPE)).float())
+    beta = torch.rand(5, generator=torch.Generator().manual_seed(1))
+    plan = strategies.annealed() if law == "placed" else strategies.smoothed(0.1)
     solve = lambda: ff.reconstruct(
-        y, operator, flow, law, beta=torch.rand(5, generator=torch.Generator().manual_seed(1)),
-        init=init if init == "draw" else torch.linspace(-1, 1, 5 * 64).view(5, 64),
-        steps=12, restarts=2, smoothing=0.1, seed=3, **QUIET,
+        y, operator, flow, model, objective=ff.MAP(beta), strategy=plan,
+        start=start if start == "draw" else torch.linspace(-1, 1, 5 * 64).view(5, 64),
+        steps=12, restarts=2, seed=3, **QUIET,
     )  # fmt: skip
     whole = solve()
-    each = _memory.planned(flow.freeze(), law, y)
+    each = _memory.planned(flow.freeze(), model, y)
     monkeypatch.setattr(_memory, "available", lambda device: int(2.2 * each / 0.8))
     parts = solve()
     torch.testing.assert_close(parts.x, whole.x)
@@ -194,7 +199,7 @@ def test_out_of_memory_halves_the_part(flow, error):
     law = noise.Gaussian(0.3)
     with pytest.warns(UserWarning, match="out of memory; going on with 2 images at a time"):
         got = ff.reconstruct(y, operator, flow, law, steps=5, **QUIET)
-    want = ff.reconstruct(y, operators.Identity(), flow, law, steps=5, init="zeros", **QUIET)
+    want = ff.reconstruct(y, operators.Identity(), flow, law, steps=5, start="zeros", **QUIET)
     torch.testing.assert_close(got.x, want.x)
     assert max(operator.sizes[1:]) == 2
 
@@ -236,7 +241,7 @@ def test_the_plan_is_told(flow, capsys):
         measurements(), operators.Identity(), flow, noise.Gaussian(0.3), steps=2, progress=True
     )
     told = capsys.readouterr().err
-    assert "map_latent: 5 images of 0." in told and "all at once" in told
+    assert "map: 5 images of 0." in told and "all at once" in told
 
 
 def test_page_cache_that_can_go_is_available(tmp_path, monkeypatch):
@@ -262,7 +267,7 @@ def test_empty_batch_of_a_generator():
             return z.view(-1, 1, 1, 3)
 
     got = ff.reconstruct(
-        torch.zeros(0, 1, 1, 3), operators.Identity(), Generator(), method="csgm", **QUIET
+        torch.zeros(0, 1, 1, 3), operators.Identity(), Generator(), objective="csgm", **QUIET
     )
     assert got.x.shape == (0, 1, 1, 3) and got.z.shape == (0, 3)
     assert math.isnan(got.loss.mean())

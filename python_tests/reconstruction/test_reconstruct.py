@@ -11,7 +11,7 @@ from torch import nn
 from toy_flows import SHAPE, SIZE, AffineFlow
 
 import flowinv_fast as ff
-from flowinv_fast import ArgumentError, SolverError, Status, noise, operators
+from flowinv_fast import ArgumentError, SolverError, Status, noise, operators, strategies
 from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.reconstruction import objectives
 
@@ -42,29 +42,30 @@ SOLVE = {"steps": 800, "lr": 0.1, "progress": False}
 # --- right answers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["map_latent", "map_image"])
+@pytest.mark.parametrize("space", ["latent", "image"])
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_gaussian_posterior_mode(affine, method, beta):
+def test_gaussian_posterior_mode(affine, space, beta):
     """y = a x + mean + std e with a Gaussian prior: the mode is a weighted mean (eq. 10)."""
     a, std, mean = 0.7, torch.rand(SHAPE).double() + 0.2, torch.randn(SHAPE).double()
     y = data()
+    goal = ff.MAP(beta, space)
     got = ff.reconstruct(
-        y, operators.Scale(a), affine, noise.Gaussian(std, mean), method=method, beta=beta, **SOLVE
+        y, operators.Scale(a), affine, noise.Gaussian(std, mean), objective=goal, **SOLVE
     )
     precision = a * a / std**2 + beta / affine.std**2
     want = (a * (y - mean) / std**2 + beta * affine.mean / affine.std**2) / precision
     torch.testing.assert_close(got.x, want, atol=1e-4, rtol=0)
     torch.testing.assert_close(got.log_prior, affine.log_prob(got.x))
     torch.testing.assert_close(got.loss, -got.log_noise - beta * got.log_prior)
-    assert (got.z is None) == (method == "map_image")
+    assert (got.z is None) == (space == "image")
 
 
 def test_beta_zero_is_maximum_likelihood(affine):
     y, std = data(), 0.4
-    got = ff.reconstruct(y, operators.Identity(), affine, noise.Gaussian(std), beta=0.0, **SOLVE)
-    mle = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(std), method="mle", init="zeros", **SOLVE
+    solve = lambda goal, **options: ff.reconstruct(
+        y, operators.Identity(), affine, noise.Gaussian(std), objective=goal, **options, **SOLVE
     )
+    got, mle = solve(ff.MAP(beta=0.0)), solve("mle", start="zeros")
     torch.testing.assert_close(got.x, y, atol=1e-4, rtol=0)
     torch.testing.assert_close(mle.x, y, atol=1e-4, rtol=0)
 
@@ -76,7 +77,7 @@ def test_theorem_41_holds_with_equality_for_a_gaussian_prior():
     delta = s * data()
     y = prior.mean + delta
     got = ff.reconstruct(
-        y, operators.Identity(), prior, noise.Gaussian(s), method="map_image", **SOLVE
+        y, operators.Identity(), prior, noise.Gaussian(s), objective="map-image", **SOLVE
     )
     distance = (got.x - prior.mean).flatten(1).norm(dim=1)
     bound = delta.flatten(1).norm(dim=1) / (1 + s * s / std**2)
@@ -86,10 +87,11 @@ def test_theorem_41_holds_with_equality_for_a_gaussian_prior():
 def test_equation_7_is_map_with_gaussian_noise(affine):
     """2 s^2 times the MAP loss, gamma = 2 s^2 beta, up to a constant: the same images."""
     y, s, beta = data(), 0.5, 0.7
-    ours = ff.reconstruct(y, operators.Identity(), affine, noise.Gaussian(s), beta=beta, **SOLVE)
-    asim = ff.reconstruct(
-        y, operators.Identity(), affine, method="asim_likelihood", gamma=2 * s * s * beta, **SOLVE
+    solve = lambda law, goal: ff.reconstruct(
+        y, operators.Identity(), affine, law, objective=goal, **SOLVE
     )
+    ours = solve(noise.Gaussian(s), ff.MAP(beta))
+    asim = solve(None, ff.AsimLikelihood(2 * s * s * beta))
     torch.testing.assert_close(ours.x, asim.x, atol=1e-4, rtol=0)
     constant = SIZE * math.log(s * math.sqrt(2 * math.pi)) * 2 * s * s
     torch.testing.assert_close(2 * s * s * ours.loss - constant, asim.loss, rtol=1e-5, atol=1e-5)
@@ -105,19 +107,14 @@ def test_losses_are_the_tables_equations(flow, squared):
     f = operators.Scale(2.0)
     log_noise = model.log_prob(y - 2 * x)
     length = (z**2).sum(1) if squared else z.norm(dim=1)
+    at = lambda goal, variable: goal.evaluate(y, f, flow, model, variable)
     for got, want in [
-        (
-            objectives.map_latent(y, f, flow, model, weight)(z),
-            -log_noise - weight * (normal - logdet),
-        ),
-        (
-            objectives.map_image(y, f, flow, model, weight)(x),
-            -log_noise - weight * flow.log_prob(x),
-        ),
-        (objectives.mle(y, f, flow, model)(z), -log_noise),
-        (objectives.csgm(y, f, flow, weight)(z), error + weight * (z**2).sum(1)),
-        (objectives.asim_likelihood(y, f, flow, weight)(z), error - weight * (normal - logdet)),
-        (objectives.asim_proxy(y, f, flow, weight, squared)(z), error + weight * length),
+        (at(ff.MAP(weight), z), -log_noise - weight * (normal - logdet)),
+        (at(ff.MAP(weight, "image"), x), -log_noise - weight * flow.log_prob(x)),
+        (at(ff.MLE(), z), -log_noise),
+        (at(ff.CSGM(weight), z), error + weight * (z**2).sum(1)),
+        (at(ff.AsimLikelihood(weight), z), error - weight * (normal - logdet)),
+        (at(ff.AsimProxy(weight, squared), z), error + weight * length),
     ]:
         torch.testing.assert_close(got.loss, want)
 
@@ -173,11 +170,11 @@ def test_an_object_with_A_is_measured_through_A(affine):
     assert ff.measure(y, Physics(), noise.Gaussian(1e-6)).sub(2 * y).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("method", list(objectives.METHODS))
-def test_every_method_lowers_its_loss(flow, method):
+@pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
+def test_every_objective_lowers_its_loss(flow, name):
     y = data()
     got = ff.reconstruct(
-        y, operators.Scale(0.5), flow, noise.Gaussian(0.3), method=method, steps=40, progress=False
+        y, operators.Scale(0.5), flow, noise.Gaussian(0.3), objective=name, steps=40, progress=False
     )
     assert got.history.shape == (40, 3)
     assert (got.loss <= got.history[0] + 1e-9).all()
@@ -188,24 +185,24 @@ def test_every_method_lowers_its_loss(flow, method):
 # --- images do not influence one another ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("init", ["measurement", "zeros", "draw"])
-def test_eight_together_equal_each_alone(flow, init):
+@pytest.mark.parametrize("start", ["measurement", "zeros", "draw"])
+def test_eight_together_equal_each_alone(flow, start):
     y = data(8)
     sigma = torch.rand(8, 1, 1, 1, dtype=torch.float64) + 0.2
     factor, beta = torch.rand(8, 1, 1, 1, dtype=torch.float64) + 0.5, torch.rand(8).double()
-    settings = {"steps": 30, "init": init, "progress": False}
+    settings = {"steps": 30, "start": start, "progress": False}
     together = ff.reconstruct(
-        y, operators.Scale(factor), flow, noise.Gaussian(sigma), beta=beta, **settings
+        y, operators.Scale(factor), flow, noise.Gaussian(sigma), objective=ff.MAP(beta), **settings
     )
-    if init == "draw":  # image i's draw is element i of one stream: alone, image 0 repeats it
+    if start == "draw":  # image i's draw is element i of one stream: alone, image 0 repeats it
         singles = range(1)
     else:
         singles = range(8)
     for i in singles:
         one = slice(i, i + 1)
         alone = ff.reconstruct(
-            y[one], operators.Scale(factor[one]), flow, noise.Gaussian(sigma[one]), beta=beta[one],
-            **settings,
+            y[one], operators.Scale(factor[one]), flow, noise.Gaussian(sigma[one]),
+            objective=ff.MAP(beta[one]), **settings,
         )  # fmt: skip
         torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(alone.loss[0], together.loss[i], rtol=1e-9, atol=1e-9)
@@ -214,8 +211,8 @@ def test_eight_together_equal_each_alone(flow, init):
 def test_same_seed_same_bits_and_torch_generators_untouched(flow):
     y, before = data(), torch.get_rng_state()
     draw = lambda seed: ff.reconstruct(
-        y, operators.Identity(), flow, noise.Gaussian(0.5), init="draw", restarts=2, steps=5,
-        smoothing=0.1, seed=seed, progress=False,
+        y, operators.Identity(), flow, noise.Gaussian(0.5), start="draw", restarts=2, steps=5,
+        strategy=strategies.smoothed(0.1), seed=seed, progress=False,
     ).x  # fmt: skip
     assert torch.equal(draw(7), draw(7))
     assert not torch.equal(draw(7), draw(8))
@@ -224,7 +221,7 @@ def test_same_seed_same_bits_and_torch_generators_untouched(flow):
 
 def test_restarts_keep_the_lowest_loss_per_image(flow):
     y = data(16)  # the chance that every image's first start is its best of six is 6^-16
-    settings = {"steps": 6, "init": "draw", "progress": False}
+    settings = {"steps": 6, "start": "draw", "progress": False}
     once, often = (
         ff.reconstruct(y, operators.Identity(), flow, noise.Gaussian(0.1), restarts=r, **settings)
         for r in (1, 6)
@@ -240,8 +237,8 @@ def test_each_image_stops_on_its_own(affine):
     y = affine.mean.expand(2, *SHAPE).clone()
     y[1] += 50
     got = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.5), init="zeros", steps=60, lr=0.05,
-        schedule="constant", tol=1e-6, patience=5, progress=False,
+        y, operators.Identity(), affine, noise.Gaussian(0.5), start="zeros", steps=60, lr=0.05,
+        strategy=strategies.adam("constant", tol=1e-6, patience=5), progress=False,
     )  # fmt: skip
     assert got.status == [Status.CONVERGED, Status.MAX_STEPS]
     assert got.steps[0] < 20 and got.steps[1] == 60
@@ -262,7 +259,7 @@ class Broken:
 def test_a_non_finite_image_keeps_its_best_and_the_others_go_on(affine):
     y = affine.mean + 10
     y = y.expand(3, *SHAPE).clone()
-    settings = {"progress": False, "steps": 50, "lr": 0.5, "init": "zeros"}
+    settings = {"progress": False, "steps": 50, "lr": 0.5, "start": "zeros"}
     got = ff.reconstruct(y, operators.Identity(), affine, Broken(1, 1000.0), **settings)
     ends = [Status.MAX_STEPS, Status.NON_FINITE, Status.MAX_STEPS]
     assert got.status == ends and 0 < got.steps[1] < 50
@@ -343,10 +340,11 @@ def test_given_starts(flow):
     y, z = data(), torch.randn(3, SIZE, dtype=torch.float64)
     x = flow.decode(z)[0].detach()
     settings = {"steps": 1, "lr": 1e-12, "progress": False}
-    for method, init in [("map_latent", z), ("map_latent", x), ("map_image", x), ("map_image", z)]:
+    for goal, start in [("map", z), ("map", x), ("map-image", x), ("map-image", z)]:
         got = ff.reconstruct(
-            y, operators.Identity(), flow, noise.Gaussian(0.5), method=method, init=init, **settings
-        )
+            y, operators.Identity(), flow, noise.Gaussian(0.5), objective=goal, start=start,
+            **settings,
+        )  # fmt: skip
         torch.testing.assert_close(got.x, x, atol=1e-6, rtol=0)
 
 
@@ -380,33 +378,29 @@ BAD = {
     "prior": ("prior", {"prior": lambda z: z}),
     "noise-none": ("noise", {"noise": None}),
     "noise-shape": ("noise", {"noise": type("N", (), {"log_prob": lambda self, r: r.sum()})()}),
-    "method": ("method", {"method": "map"}),
-    "beta-negative": ("beta", {"beta": -0.1}),
-    "beta-nan": ("beta", {"beta": math.nan}),
-    "beta-shape": ("beta", {"beta": torch.ones(4)}),
-    "beta-type": ("beta", {"beta": "one"}),
-    "gamma": ("gamma", {"gamma": -1.0, "method": "asim_likelihood"}),
-    "lam": ("lam", {"lam": -1.0, "method": "csgm"}),
+    "objective": ("objective", {"objective": "map_latent"}),
+    "objective-type": ("objective", {"objective": 3}),
+    "objective-class": ("objective", {"objective": ff.MAP}),
+    "beta-shape": ("beta", {"objective": ff.MAP(torch.ones(4))}),
+    "gamma-shape": ("gamma", {"objective": ff.AsimLikelihood(torch.ones(2))}),
+    "lam-shape": ("lam", {"objective": ff.CSGM(torch.ones(1))}),
+    "strategy": ("strategy", {"strategy": "luck"}),
+    "strategy-type": ("strategy", {"strategy": ff.Stage()}),
+    "strategy-space": ("strategy", {"strategy": ff.Strategy((ff.Stage(space="image"),))}),
     "steps": ("steps", {"steps": 0}),
     "steps-type": ("steps", {"steps": 2.5}),
     "lr": ("lr", {"lr": 0.0}),
     "lr-nan": ("lr", {"lr": math.nan}),
-    "schedule": ("schedule", {"schedule": "linear"}),
-    "init": ("init", {"init": "ones"}),
-    "init-shape": ("init", {"init": torch.zeros(3, 5, dtype=torch.float64)}),
-    "init-dtype": ("init", {"init": torch.zeros(3, SIZE)}),
+    "start": ("start", {"start": "ones"}),
+    "start-shape": ("start", {"start": torch.zeros(3, 5, dtype=torch.float64)}),
+    "start-dtype": ("start", {"start": torch.zeros(3, SIZE)}),
     "restarts": ("restarts", {"restarts": 0}),
-    "smoothing": ("smoothing", {"smoothing": -1.0}),
-    "tempering": ("tempering", {"tempering": 0.0}),
-    "tol": ("tol", {"tol": -1e-3}),
-    "patience": ("patience", {"patience": 0}),
     "seed": ("seed", {"seed": -1}),
     "precision": ("precision", {"precision": "fp16"}),
     "precision-prior": (
         "precision",
         {"prior": AffineFlow(torch.zeros(SHAPE), torch.ones(SHAPE)), "precision": "bf16"},
     ),
-    "polish": ("polish", {"polish": 3}),
 }
 
 
@@ -419,3 +413,36 @@ def test_bad_argument_is_named(case, flow):
     }  # fmt: skip
     message = assert_names(argument, lambda: ff.reconstruct(**call))
     assert message.startswith(f"reconstruct: {argument}: expected ")
+
+
+BAD_CHOICES = {
+    "beta-negative": ("beta", lambda: ff.MAP(-0.1)),
+    "beta-nan": ("beta", lambda: ff.MAP(math.nan)),
+    "beta-type": ("beta", lambda: ff.MAP("one")),
+    "beta-matrix": ("beta", lambda: ff.MAP(torch.ones(2, 2))),
+    "space": ("space", lambda: ff.MAP(space="pixels")),
+    "gamma": ("gamma", lambda: ff.AsimLikelihood(-1.0)),
+    "proxy": ("gamma", lambda: ff.AsimProxy(math.inf)),
+    "lam": ("lam", lambda: ff.CSGM(torch.tensor([1.0, -1.0]))),
+    "solver": ("solver", lambda: ff.Stage("sgd")),
+    "share": ("share", lambda: ff.Stage(share=0.0)),
+    "stage-space": ("space", lambda: ff.Stage(space="pixels")),
+    "schedule": ("schedule", lambda: ff.Stage(schedule="linear")),
+    "smoothing": ("smoothing", lambda: strategies.smoothed(-1.0)),
+    "tempering": ("tempering", lambda: strategies.tempered(0.0)),
+    "tempering-above": ("tempering", lambda: strategies.annealed(tempering=1.5)),
+    "tol": ("tol", lambda: strategies.adam(tol=-1e-3)),
+    "patience": ("patience", lambda: strategies.adam(patience=0)),
+    "rate": ("rate", lambda: ff.Stage(rate=0.0)),
+    "exact": ("exact", lambda: ff.Stage(exact=2.0)),
+    "polish": ("polish", lambda: strategies.adam(polish=3)),
+    "stages": ("stages", lambda: ff.Strategy(())),
+    "stages-type": ("stages", lambda: ff.Strategy("adam")),
+    "two-rests": ("stages", lambda: ff.Strategy((ff.Stage(), ff.Stage()))),
+    "too-much": ("stages", lambda: ff.Strategy((ff.Stage(share=0.7), ff.Stage(share=0.7)))),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHOICES)
+def test_bad_choice_is_named(case):
+    assert_names(*BAD_CHOICES[case])

@@ -26,12 +26,12 @@ def mixtures(batch: int = 3) -> torch.Tensor:
     return torch.randn(batch, *SHAPE, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", ["map_image", "map_latent"])
+@pytest.mark.parametrize("objective", ["map-image", "map"])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_two_gaussian_sources(weights, method):
+def test_two_gaussian_sources(weights, objective):
     """What the mixture leaves of the means is shared out by the sources' variances in it."""
     sources, y, (w1, w2) = (gaussian(), gaussian()), mixtures(), weights
-    x1, x2 = separate(y, sources, weights, method=method, **SOLVE)
+    x1, x2 = separate(y, sources, weights, objective=objective, **SOLVE)
     (m1, s1), (m2, s2) = ((source.mean, source.std) for source in sources)
     surplus = (y - w1 * m1 - w2 * m2) / (w1**2 * s1**2 + w2**2 * s2**2)
     torch.testing.assert_close(x1, m1 + w1 * s1**2 * surplus, atol=1e-4, rtol=0)
@@ -52,7 +52,7 @@ def test_weights_are_one_by_default():
     sources, y = (gaussian(), gaussian()), mixtures()
     for got, want in zip(
         separate(y, sources, steps=5, progress=False),
-        separate(y, sources, (1, 1), steps=5, method="map_image", progress=False),
+        separate(y, sources, (1, 1), steps=5, objective="map-image", progress=False),
     ):
         assert torch.equal(got, want)
 
@@ -73,7 +73,7 @@ def test_bounded_flows_may_only_come_first():
     """A residual is any real number, which a logit flow gives no density."""
     flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=2, blocks=0, support="bounded")).double()
     y = torch.rand(2, *SHAPE).double()
-    x1, x2 = separate(y, (flow, gaussian()), method="map_latent", steps=3, progress=False)
+    x1, x2 = separate(y, (flow, gaussian()), objective="map", steps=3, progress=False)
     assert (x1 > 0).all() and (x1 < 1).all()
     torch.testing.assert_close(x1 + x2, y)
     assert_names("flow", lambda: separate(y, (gaussian(), flow)))
@@ -99,8 +99,8 @@ BAD = {
     "weights-inf": ("weights", {"weights": (math.inf, 1.0)}),
     "weights-text": ("weights", {"weights": "ab"}),
     "weights-type": ("weights", {"weights": 1.0}),
-    "method-without-a-prior": ("method", {"method": "mle"}),
-    "method-without-noise": ("method", {"method": "asim_likelihood"}),
+    "objective-without-a-prior": ("objective", {"objective": "mle"}),
+    "objective-without-noise": ("objective", {"objective": ff.AsimLikelihood()}),
     "steps": ("steps", {"steps": 0}),
 }
 

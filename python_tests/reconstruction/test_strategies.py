@@ -8,10 +8,11 @@ from helpers import assert_names
 from toy_flows import SHAPE, AffineFlow
 
 import flowinv_fast as ff
-from flowinv_fast import noise, operators
+from flowinv_fast import noise, operators, strategies
 from flowinv_fast.data import sample_images
 from flowinv_fast.flows import RealNVPConfig, realnvp
-from flowinv_fast.reconstruction.solvers import STRATEGIES, Status
+from flowinv_fast.reconstruction.solvers import Status
+from flowinv_fast.reconstruction.strategies import STRATEGIES
 
 
 @pytest.fixture
@@ -29,14 +30,14 @@ class Counted(noise.Gaussian):
         return super().log_likelihood(y, fx)
 
 
-@pytest.mark.parametrize("method", ["map_latent", "map_image"])
+@pytest.mark.parametrize("goal", ["map", "map-image"])
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_every_strategy_finds_the_closed_form_in_the_steps_it_was_given(affine, strategy, method):
+def test_every_strategy_finds_the_closed_form_in_the_steps_it_was_given(affine, strategy, goal):
     y, std, steps = torch.randn(3, *SHAPE, dtype=torch.float64), 0.4, 400
     law, seen = Counted(std), []
     got = ff.reconstruct(
-        y, operators.Identity(), affine, law, method=method, strategy=strategy, steps=steps, lr=0.1,
-        callback=lambda step, losses, x: seen.append(losses), progress=False,
+        y, operators.Identity(), affine, law, objective=goal, strategy=strategy, steps=steps,
+        lr=0.1, callback=lambda step, losses, x: seen.append(losses), progress=False,
     )  # fmt: skip
     precision = 1 / std**2 + 1 / affine.std**2
     want = (y / std**2 + affine.mean / affine.std**2) / precision
@@ -61,7 +62,7 @@ def test_latent_first_hands_its_solution_on(affine):
     y, variables = torch.randn(2, *SHAPE, dtype=torch.float64), []
     settings = {"lr": 0.05, "progress": False}
     ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.3), method="map_image", steps=20,
+        y, operators.Identity(), affine, noise.Gaussian(0.3), objective="map-image", steps=20,
         strategy="latent-first", callback=lambda step, losses, x: variables.append(x), **settings,
     )  # fmt: skip
     alone = ff.reconstruct(
@@ -78,7 +79,7 @@ def test_annealing_is_the_default_under_a_flow_as_noise_only():
     solve = lambda law, **options: (
         ff.reconstruct(y, operators.Scale(0.5), flow, law, steps=12, progress=False, **options).x
     )
-    law = noise.Flow(flow, 0.5)
+    law = noise.FlowNoise(flow, 0.5)
     assert torch.equal(solve(law), solve(law, strategy="annealed"))
     assert not torch.equal(solve(law), solve(law, strategy="adam"))
     law = noise.Gaussian(0.5)
@@ -92,10 +93,10 @@ def test_a_given_number_takes_the_place_of_the_strategys():
     solve = lambda **options: (
         ff.reconstruct(y, operators.Identity(), flow, law, **settings, **options).x
     )
-    plan = STRATEGIES["annealed"]
-    by_hand = solve(strategy="adam", smoothing=plan.smoothing, tempering=plan.tempering)
-    assert torch.equal(by_hand, solve(strategy="annealed"))
-    assert torch.equal(solve(strategy="annealed", smoothing=0.0, tempering=1.0), solve())
+    (stage,) = STRATEGIES["annealed"].stages
+    by_hand = ff.Stage(smoothing=stage.smoothing, tempering=stage.tempering)
+    assert torch.equal(solve(strategy=ff.Strategy((by_hand,))), solve(strategy="annealed"))
+    assert torch.equal(solve(strategy=strategies.annealed(0.0, 1.0)), solve())
 
 
 def test_unknown_strategy_is_named(affine):
@@ -116,7 +117,7 @@ def test_overshoot_is_told_where_the_prior_knows_its_peak(affine):
     )  # fmt: skip
     assert solve(100.0).prior_overshoot.tolist() == [True, True]
     assert solve(0.01).prior_overshoot.tolist() == [False, False]
-    assert solve(0.01, method="mle", init="zeros").prior_overshoot is None
+    assert solve(0.01, objective="mle", start="zeros").prior_overshoot is None
     affine.info = {}
     assert solve(100.0).prior_overshoot is None
 

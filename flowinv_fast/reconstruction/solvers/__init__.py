@@ -1,7 +1,9 @@
-"""The optimisation loops, and plans that combine them."""
+"""The optimisation loops, each called like ``common.Solver``; ``SOLVERS`` are their names."""
 
-from ..strategies import STRATEGIES, Strategy
-from .adam import Solution, Status, minimise
+from .adam import minimise
+from .common import Path, Solution, Solver, Status
 from .lbfgs import lbfgs
 
-__all__ = ["STRATEGIES", "Solution", "Status", "Strategy", "lbfgs", "minimise"]
+SOLVERS: dict[str, Solver] = {"adam": minimise, "lbfgs": lbfgs}
+
+__all__ = ["SOLVERS", "Path", "Solution", "Solver", "Status", "lbfgs", "minimise"]

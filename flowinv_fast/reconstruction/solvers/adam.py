@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,36 +11,10 @@ from tqdm import tqdm
 from ... import ops
 from ..._base.tensors import accumulate_dtype
 from ..objectives import Evaluate, Terms
+from .common import Callback, Path, Solution, Status, value_and_gradient
 from .graph import capture
 
 _LOOK = 25  # steps queued on a GPU before the host looks, which waits for them
-
-
-class Status(enum.Enum):
-    """How an image's solve ended; the value is a sentence for people."""
-
-    CONVERGED = "the loss stopped improving"
-    MAX_STEPS = "all steps were taken; more steps may lower the loss further"
-    NON_FINITE = (
-        "the loss became non-finite and the best iterate before that was kept; try a smaller lr"
-    )
-    FAILED = "the loss was never finite, so there is no solution; try another init or a smaller lr"
-    BAD_MEASUREMENT = "the measurement holds NaN or infinity; the image was not solved"
-    INTERRUPTED = "interrupted; the best iterate so far was kept"
-
-    def __repr__(self) -> str:
-        return f"Status.{self.name}"
-
-
-@dataclass
-class Solution:
-    """Result of ``minimise``: best variable (B, ...), its terms, loss history, ends, steps (B,)."""
-
-    best: Tensor
-    terms: Terms
-    history: Tensor
-    status: list[Status]
-    steps: Tensor
 
 
 def minimise(
@@ -51,15 +22,13 @@ def minimise(
     start: Tensor,
     *,
     steps: int,
-    lr: float,
+    lr: float = 0.1,
     schedule: str = "cosine",
     tol: float = 0.0,
     patience: int = 50,
     active: Tensor | None = None,
-    anneal: Callable[[float], None] | None = None,
-    exact: float = 0.2,
-    constant: bool = False,
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    path: Path | None = None,
+    callback: Callback | None = None,
     bar: tqdm | None = None,
 ) -> Solution:
     """Minimise one loss per image with Adam (one fused update per step).
@@ -75,45 +44,42 @@ def minimise(
             to zero along half a cosine, with "constant" it stays.
         tol, patience: the stopping rule; tol 0 takes all steps.
         active: (B,) bool, images to solve; None is all.
-        anneal: called with t in [0, 1] before each evaluation: a continuation of the problem that
-            is exact at t = 1, reached ``exact`` of the steps before the end. The best iterate is
-            chosen among the exact ones.
-        constant: the problem is the same at every t below 1; ``anneal`` is then called once.
+        path: easier problems, followed until a share of the steps, ``path.exact``, is left. The
+            best iterate is chosen among those of the exact problem.
         callback: called with (step, losses (B,), variable) after each evaluation.
         bar: progress bar to advance.
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
-    first_exact = steps - round(exact * steps) if anneal else 0
+    first_exact = steps - round(path.exact * steps) if path else 0
     state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
 
-    def take(which: range, constant: bool) -> None:
+    def take(which: range, path: Path | None) -> None:
+        """Some of the steps; without a path all are of one problem, which a graph can hold."""
         advance, look = state.advance, 1
-        if constant and _capturable(start, len(which)):
+        if path is None and _capturable(start, len(which)):
             advance, look = capture(state.advance, state.tensors()), _LOOK
         for step in which:
             if (step - which.start) % look == 0 and not state.active.any():
                 break
-            if not constant:
-                anneal(step / first_exact)
+            if path is not None:
+                state.evaluate = path.at(step / first_exact, step)
             advance()
             _report(state, step, callback, bar)
 
     interrupted = False
     try:
-        if first_exact and constant:
-            anneal(0.0)
-        if first_exact:
+        if path is not None and first_exact:
             state.best_loss.fill_(-math.inf)  # nothing is best yet
-            take(range(first_exact), constant)
-        if anneal:
-            anneal(1.0)
+            if path.constant:
+                state.evaluate = path.at(0.0, 0)
+            take(range(first_exact), None if path.constant else path)
+            state.evaluate = evaluate
         state.begin_exact(first_exact)
-        take(range(first_exact, steps), True)
+        take(range(first_exact, steps), None)
     except KeyboardInterrupt:
         interrupted = True
-    if anneal:
-        anneal(1.0)
+    state.evaluate = evaluate
     return state.solution(interrupted)
 
 
@@ -124,7 +90,17 @@ def _capturable(start: Tensor, steps: int) -> bool:
 class _Adam:
     """Everything a solve changes, on its device, so that a step needs nothing from the host."""
 
-    def __init__(self, evaluate, start, steps, lr, schedule, tol, patience, active):
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        start: Tensor,
+        steps: int,
+        lr: float,
+        schedule: str,
+        tol: float,
+        patience: int,
+        active: Tensor | None,
+    ):
         self.evaluate, self.tol, self.patience = evaluate, tol, patience
         x = start.detach().clone(memory_format=torch.contiguous_format)
         batch, acc, device = x.shape[0], accumulate_dtype(x.dtype), x.device
@@ -159,10 +135,9 @@ class _Adam:
         self.non_finite |= self.active & ~finite
         self.active &= finite
         self.taken += self.active
-        ops.adam_step_(
-            self.x, grad, self.exp_avg, self.exp_avg_sq, self.best, loss, self.best_loss,
-            self.active, self.rates.index_select(0, self.done)[0],
-        )  # fmt: skip
+        moments = self.exp_avg, self.exp_avg_sq
+        rates = self.rates.index_select(0, self.done)[0]
+        ops.adam_step_(self.x, grad, *moments, self.best, loss, self.best_loss, self.active, rates)
         self.shown.copy_(torch.where(self.active, loss, self.shown))
         self.history.index_copy_(0, self.done, self.shown[None])
         if self.marks is not None:
@@ -183,24 +158,17 @@ class _Adam:
             terms = Terms(*(t.detach() for t in self.evaluate(best)))
         failed, active = (~torch.isfinite(terms.loss)).tolist(), self.active.tolist()
         reason = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
-        status = [
-            Status.FAILED if failed[i] else Status.NON_FINITE if broken
-            else reason if active[i] else Status.CONVERGED
-            for i, broken in enumerate(self.non_finite.tolist())
-        ]  # fmt: skip
+        status = [reason if going else Status.CONVERGED for going in active]
+        for i, broken in enumerate(self.non_finite.tolist()):
+            if failed[i]:
+                status[i] = Status.FAILED
+            elif broken:
+                status[i] = Status.NON_FINITE
         return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
 
 
-def _report(state: _Adam, step: int, callback, bar: tqdm | None) -> None:
+def _report(state: _Adam, step: int, callback: Callback | None, bar: tqdm | None) -> None:
     if callback:
         callback(step, state.shown.clone(), state.x.clone())  # the state's own change later
     if bar is not None:
         bar.update()
-
-
-def value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:
-    variable = x.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = evaluate(variable).loss
-        (grad,) = torch.autograd.grad(loss.sum(), variable)
-    return loss.detach().to(accumulate_dtype(x.dtype)), grad.contiguous()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..objectives import Evaluate, Terms
-from .adam import Solution, Status, value_and_gradient
+from .common import Callback, Path, Solution, Status, value_and_gradient
 
 _MEMORY = 10  # pairs of steps and gradient changes that an image keeps
 _ARMIJO = 1e-4  # share of the promised decrease that a step must bring
@@ -21,8 +19,13 @@ def lbfgs(
     start: Tensor,
     *,
     steps: int,
+    lr: float = 0.1,
+    schedule: str = "cosine",
+    tol: float = 0.0,
+    patience: int = 50,
     active: Tensor | None = None,
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    path: Path | None = None,
+    callback: Callback | None = None,
     bar: tqdm | None = None,
 ) -> Solution:
     """Minimise one loss per image by L-BFGS (Nocedal and Wright, 2006, section 7.2).
@@ -39,68 +42,87 @@ def lbfgs(
         active: (B,) bool, images to solve; None is all.
         callback: called with (step, losses (B,), variable) after each evaluation.
         bar: progress bar to advance.
+        lr, schedule, tol, patience, path: of every solver; this one finds its own step lengths and
+            its own end, and a line search needs a problem that stays: the exact one.
     Returns:
         The iterates of lowest loss; the history holds the lowest loss so far.
     """
-    shape = start.shape
-    x = start.detach().flatten(1).clone()
-    at = lambda v: value_and_gradient(evaluate, v.view(shape))
-    loss, grad = at(x)
-    grad = grad.flatten(1)
-    batch = shape[0]
-    finite = torch.isfinite(loss)
-    active = finite if active is None else finite & active
-    pairs = _Pairs(x)
-    direction = -grad
-    length = _first_length(grad)
-    taken = torch.zeros(batch, dtype=torch.long, device=x.device)
-    converged = torch.zeros_like(active)
+    state = _Descent(evaluate, start, active)
     history, interrupted = [], False
     try:
         for step in range(steps):
-            if not active.any():
+            if not state.active.any():
                 break
-            trial = x + length[:, None] * direction
-            trial = torch.where(active[:, None], trial, x)
-            new_loss, new_grad = at(trial)
-            new_grad = new_grad.flatten(1)
-            slope = (grad * direction).sum(1)
-            wanted = loss + _ARMIJO * length * slope
-            good = active & (new_loss <= wanted) & (new_loss < loss)
-            good &= torch.isfinite(new_grad).all(1)
-            taken += active
-            pairs.add(trial - x, new_grad - grad, good)
-            x = torch.where(good[:, None], trial, x)
-            grad = torch.where(good[:, None], new_grad, grad)
-            loss = torch.where(good, new_loss, loss)
-            length = torch.where(good, torch.ones_like(length), 0.5 * length)
-            # A step without end along a quasi-Newton direction: forget, and descend.
-            stuck = active & (length < _SHORTEST)
-            converged |= stuck & (pairs.count == 0)
-            active &= ~converged
-            pairs.forget(stuck)
-            turn = good | stuck
-            direction = torch.where(turn[:, None], -pairs.times(grad), direction)
-            uphill = turn & ((grad * direction).sum(1) >= 0)
-            pairs.forget(uphill)
-            direction = torch.where(uphill[:, None], -grad, direction)
-            length = torch.where(turn & (pairs.count == 0), _first_length(grad), length)
-            history.append(loss)
+            state.advance()
+            history.append(state.loss)
             if callback:
-                callback(step, loss, x.view(shape))
+                callback(step, state.loss, state.x.view(start.shape))
             if bar is not None:
                 bar.update()
     except KeyboardInterrupt:
         interrupted = True
+    best = state.x.view(start.shape)
     with torch.no_grad():
-        terms = Terms(*(t.detach() for t in evaluate(x.view(shape))))
+        terms = Terms(*(t.detach() for t in evaluate(best)))
     rest = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
-    status = [
-        Status.FAILED if not ok else Status.CONVERGED if ended else rest
-        for ok, ended in zip(torch.isfinite(terms.loss).tolist(), converged.tolist())
-    ]
-    rows = torch.stack(history) if history else loss.new_zeros(0, batch)
-    return Solution(x.view(shape), terms, rows, status, taken)
+    status = [Status.CONVERGED if ended else rest for ended in state.converged.tolist()]
+    for i, finite in enumerate(torch.isfinite(terms.loss).tolist()):
+        if not finite:
+            status[i] = Status.FAILED
+    rows = torch.stack(history) if history else state.loss.new_zeros(0, start.shape[0])
+    return Solution(best, terms, rows, status, state.taken)
+
+
+class _Descent:
+    """The iterates of a batch, as vectors (B, N), with their losses, gradients and directions."""
+
+    def __init__(self, evaluate: Evaluate, start: Tensor, active: Tensor | None):
+        self.evaluate, self.shape = evaluate, start.shape
+        self.x = start.detach().flatten(1).clone()
+        self.loss, self.grad = self._at(self.x)
+        finite = torch.isfinite(self.loss)
+        self.active = finite if active is None else finite & active
+        self.pairs = _Pairs(self.x)
+        self.direction = -self.grad
+        self.length = _first_length(self.grad)
+        self.taken = torch.zeros(start.shape[0], dtype=torch.long, device=start.device)
+        self.converged = torch.zeros_like(self.active)
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = value_and_gradient(self.evaluate, x.view(self.shape))
+        return loss, grad.flatten(1)
+
+    def advance(self) -> None:
+        """One evaluation, each image at the trial point of its own line search."""
+        trial = self.x + self.length[:, None] * self.direction
+        trial = torch.where(self.active[:, None], trial, self.x)
+        loss, grad = self._at(trial)
+        wanted = self.loss + _ARMIJO * self.length * (self.grad * self.direction).sum(1)
+        good = self.active & (loss <= wanted) & (loss < self.loss)
+        good &= torch.isfinite(grad).all(1)
+        self.taken += self.active
+        self.pairs.add(trial - self.x, grad - self.grad, good)
+        self.x = torch.where(good[:, None], trial, self.x)
+        self.grad = torch.where(good[:, None], grad, self.grad)
+        self.loss = torch.where(good, loss, self.loss)
+        self.length = torch.where(good, torch.ones_like(self.length), 0.5 * self.length)
+        self._turn(good)
+
+    def _turn(self, good: Tensor) -> None:
+        """New directions for the images that took their step, or whose step became tiny."""
+        # A step without end along a quasi-Newton direction: forget, and descend.
+        stuck = self.active & (self.length < _SHORTEST)
+        self.converged |= stuck & (self.pairs.count == 0)
+        self.active &= ~self.converged
+        self.pairs.forget(stuck)
+        turn = good | stuck
+        step = -self.pairs.times(self.grad)
+        self.direction = torch.where(turn[:, None], step, self.direction)
+        uphill = turn & ((self.grad * self.direction).sum(1) >= 0)
+        self.pairs.forget(uphill)
+        self.direction = torch.where(uphill[:, None], -self.grad, self.direction)
+        first = turn & (self.pairs.count == 0)
+        self.length = torch.where(first, _first_length(self.grad), self.length)
 
 
 def _first_length(grad: Tensor) -> Tensor:

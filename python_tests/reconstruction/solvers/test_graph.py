@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 
 import pytest
@@ -44,26 +45,26 @@ LAWS = {
     "maps": lambda: noise.Gaussian(0.2 + torch.rand(SHAPE), torch.randn(3, 1, 1, 1)),
     "sinusoidal": lambda: noise.Sinusoidal(0.2),
     "radial": lambda: noise.Radial(0.5),
-    "flow": lambda: noise.Flow(random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1).freeze()),
+    "flow": lambda: noise.FlowNoise(random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1).freeze()),
 }
 CASES = [("identity", law) for law in LAWS] + [(operator, "gaussian") for operator in OPERATORS]
 
 
-def state_of(operator, law, method="map_latent", device="cpu", **options) -> _Adam:
+def state_of(operator, law, space="latent", device="cpu", **options) -> _Adam:
     prior = random_flow(SHAPE, 0.3, hidden=8, scales=2, blocks=1).freeze(device=device)
     operator = operator.to(device)
     y = operator(torch.rand(3, *SHAPE, device=device)).detach()
     start = torch.randn(3, 64, device=device)
-    start = start if method == "map_latent" else start.view(3, *SHAPE)
-    evaluate = getattr(objectives, method)(y, operator, prior, law, 1.0)
+    start = start if space == "latent" else start.view(3, *SHAPE)
+    evaluate = functools.partial(ff.MAP(1.0, space).evaluate, y, operator, prior, law)
     settings = {"steps": 40, "lr": 0.1, "schedule": "cosine", "tol": 1e-3, "patience": 5}
     return _Adam(evaluate, start, **{**settings, **options}, active=None)
 
 
-@pytest.mark.parametrize("method", ["map_latent", "map_image"])
+@pytest.mark.parametrize("space", ["latent", "image"])
 @pytest.mark.parametrize("operator,law", CASES)
-def test_a_step_asks_nothing_of_the_host(operator, law, method):
-    state = state_of(OPERATORS[operator](), LAWS[law](), method)
+def test_a_step_asks_nothing_of_the_host(operator, law, space):
+    state = state_of(OPERATORS[operator](), LAWS[law](), space)
     state.advance()  # what is kept from now on
     before = state.x.clone()
     addresses = [t.data_ptr() for t in state.tensors()]
@@ -190,7 +191,7 @@ def test_a_broken_capture_tells_why_and_leaves_the_stream(kind, fake_cuda):
 @pytest.mark.parametrize("operator,law", CASES)
 def test_a_captured_solve_equals_the_plain_one(operator, law, recwarn):
     law = LAWS[law]()
-    if isinstance(law, noise.Flow):
+    if isinstance(law, noise.FlowNoise):
         law.flow = random_flow(SHAPE, 0.3, hidden=8, scales=1, blocks=1).freeze(device="cuda")
     torch.manual_seed(0)
     plain = state_of(OPERATORS[operator](), law, device="cuda")

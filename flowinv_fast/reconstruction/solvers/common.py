@@ -1,0 +1,109 @@
+"""What all solvers share: how they are called, what they return, and how a solve ends."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..._base.errors import ArgumentError
+from ..._base.tensors import accumulate_dtype
+from ..objectives import Evaluate, Terms
+
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+class Status(enum.Enum):
+    """How an image's solve ended; the value is a sentence for people."""
+
+    CONVERGED = "the loss stopped improving"
+    MAX_STEPS = "all steps were taken; more steps may lower the loss further"
+    NON_FINITE = (
+        "the loss became non-finite and the best iterate before that was kept; try a smaller lr"
+    )
+    FAILED = "the loss was never finite, so there is no solution; try another start or a smaller lr"
+    BAD_MEASUREMENT = "the measurement holds NaN or infinity; the image was not solved"
+    INTERRUPTED = "interrupted; the best iterate so far was kept"
+
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
+
+@dataclass
+class Solution:
+    """Result of a solver: best variable (B, ...), its terms, loss history, ends, steps (B,)."""
+
+    best: Tensor
+    terms: Terms
+    history: Tensor
+    status: list[Status]
+    steps: Tensor
+
+
+class Path(Protocol):
+    """Easier problems that lead to the one to be solved, which is reached at time 1.
+
+    Attributes:
+        exact: share of the steps, at the end, that are taken at time 1.
+        constant: whether the problem is the same at every time below 1.
+    """
+
+    @property
+    def exact(self) -> float: ...
+    @property
+    def constant(self) -> bool: ...
+
+    def at(self, t: float, step: int) -> Evaluate:
+        """The problem at time t in [0, 1), as this step sees it: it may draw random numbers."""
+        ...
+
+
+class Solver(Protocol):
+    """A way to minimise one loss per image, all images of a batch together."""
+
+    def __call__(
+        self,
+        evaluate: Evaluate,
+        start: Tensor,
+        *,
+        steps: int,
+        lr: float = ...,
+        schedule: str = ...,
+        tol: float = ...,
+        patience: int = ...,
+        active: Tensor | None = ...,
+        path: Path | None = ...,
+        callback: Callback | None = ...,
+        bar: tqdm | None = ...,
+    ) -> Solution:
+        """From a start to the lowest loss found.
+
+        Args:
+            evaluate: variable (B, ...) to Terms of (B,).
+            start: first variable (B, ...); not changed.
+            steps: evaluations.
+            lr, schedule: step size and how it falls, where the solver has one.
+            tol, patience: stopping rule, where the solver has one.
+            active: (B,) bool, images to solve; None is all.
+            path: followed first, by a solver that can; None: the problem is exact from the start.
+            callback: called with (step, losses (B,), variable) after each evaluation.
+            bar: progress bar to advance.
+        """
+        ...
+
+
+def value_and_gradient(evaluate: Evaluate, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (B,) in the type of sums, and their gradients (B, ...)."""
+    variable = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = evaluate(variable).loss
+        if loss.shape != x.shape[:1]:
+            wanted = f"a loss of shape ({x.shape[0]},), one per image"
+            raise ArgumentError("reconstruct", "objective", wanted, tuple(loss.shape))
+        (grad,) = torch.autograd.grad(loss.sum(), variable)
+    return loss.detach().to(accumulate_dtype(x.dtype)), grad.contiguous()
