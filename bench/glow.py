@@ -124,11 +124,9 @@ def mnist(folder: str) -> Study:
         load_images(Path(folder) / f"{part}-images-idx3-ubyte.gz", flow.shape)
         for part in ("train", "t10k")
     )
-    return Study(
-        flow, FlowTrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16"),
-        lambda seed: train, test[:1000],
-        {**MIXES, **GAIN, **{f"alpha {a:g}": {"alpha": a} for a in (0.05, 1e-3)}},
-    )  # fmt: skip
+    config = FlowTrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16")
+    margins = {f"alpha {a:g}": {"alpha": a} for a in (0.05, 1e-3)}
+    return Study(flow, config, lambda seed: train, test[:1000], {**MIXES, **GAIN, **margins})
 
 
 def photos(folder: str) -> Study:
@@ -136,21 +134,36 @@ def photos(folder: str) -> Study:
     crops = lambda part, seed: Crops(
         Path(folder) / part, flow.shape, sides=(32, 48, 64, 96, 128), seed=seed
     )
-    return Study(
-        flow, FlowTrainConfig(1e6, 16, 1e-3, halve_every=1e6, max_grad_norm=500, penalty=1e-5,
-                          warmup=50, precision="bf16"),
-        lambda seed: crops("train", seed), crops("test", 0).take(512, 1), {**MIXES, **GAIN},
-    )  # fmt: skip
+    clipping = {"max_grad_norm": 500, "penalty": 1e-5}
+    config = FlowTrainConfig(
+        1e6, 16, 1e-3, halve_every=1e6, warmup=50, precision="bf16", **clipping
+    )
+    held_out = crops("test", 0).take(512, 1)
+    return Study(flow, config, lambda seed: crops("train", seed), held_out, {**MIXES, **GAIN})
 
 
 def start(study: Study, changes: dict, seed: int) -> Run:
     changes = dict(changes)
     identity = changes.pop("identity", False)
     in_flow = {k: changes.pop(k) for k in list(changes) if hasattr(study.flow, k)}
-    return Run(
-        replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes),
-        study.images(seed), study.held_out, identity,
-    )  # fmt: skip
+    flow, config = replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes)
+    return Run(flow, config, study.images(seed), study.held_out, identity)
+
+
+def told(study: Study, run: Run) -> dict:
+    """What a row of the table holds of a run."""
+    return {
+        "bits_per_dim": round(run.held_out_bits(), 4),
+        "steps": run.step,
+        "seconds": round(run.seconds, 1),
+        "bad_steps": run.bad_steps,
+        "round_trip": run.round_trip(),
+        "parameters": sum(p.numel() for p in run.flow.parameters()),
+        "batch": study.train.batch,
+        "lr": study.train.lr,
+        "flow": run.flow.config.to_dict(),
+        "held_out_images": len(study.held_out),
+    }
 
 
 def main() -> None:
@@ -189,18 +202,10 @@ def main() -> None:
                     run.train_until((turn + 1) * arguments.slice)
             rows = []
             for variant, run in runs.items():
-                rows.append({
-                    "data": name, "variant": variant, "seed": seed,
-                    "bits_per_dim": round(run.held_out_bits(), 4),
-                    "steps": run.step, "seconds": round(run.seconds, 1),
-                    "bad_steps": run.bad_steps, "round_trip": run.round_trip(),
-                    "parameters": sum(p.numel() for p in run.flow.parameters()),
-                    "batch": study.train.batch, "lr": study.train.lr,
-                    "flow": run.flow.config.to_dict(), "held_out_images": len(study.held_out),
-                })  # fmt: skip
+                rows.append({"data": name, "variant": variant, "seed": seed, **told(study, run)})
                 print(*list(rows[-1].values())[:8], flush=True)
-            path = write(f"glow-{arguments.minutes:g}min", {"conditions": where, "rows": rows},
-                         arguments.out, same_row=("data", "variant", "seed"))  # fmt: skip
+            kind, key = f"glow-{arguments.minutes:g}min", ("data", "variant", "seed")
+            path = write(kind, {"conditions": where, "rows": rows}, arguments.out, same_row=key)
     print("wrote", path)
 
 

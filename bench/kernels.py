@@ -154,9 +154,8 @@ def rows(shape: tuple[int, int, int], batch: int, device: str):
     even = "checkerboard_even"
     ours_encode = lambda *a: ops.affine_coupling_encode(*a, even)
     ours_decode = lambda *a: ops.affine_coupling_decode(*a, even)
-    for direction, ours, eager in (
-        ("encode", ours_encode, eager_encode), ("decode", ours_decode, eager_decode),
-    ):  # fmt: skip
+    pairs = {"encode": (ours_encode, eager_encode), "decode": (ours_decode, eager_decode)}
+    for direction, (ours, eager) in pairs.items():
         user = lambda *a, eager=eager: eager(*a, mask)
         yield f"coupling {direction}", 3 * n, False, (ours, user), (x, raw, gain, logdet)
         yield f"coupling {direction} + backward", 8 * n, True, (ours, user), (x, raw, gain, logdet)

@@ -34,10 +34,8 @@ def test_ruff(arguments):
 
 
 def test_clang_format():
-    run = subprocess.run(
-        [tool("clang-format"), "--dry-run", "-Werror", *NATIVE],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [tool("clang-format"), "--dry-run", "-Werror", *NATIVE]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
 
 
