@@ -124,9 +124,9 @@ def mnist(folder: str) -> Study:
         load_images(Path(folder) / f"{part}-images-idx3-ubyte.gz", flow.shape)
         for part in ("train", "t10k")
     )
-    config = FlowTrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16")
+    recipe = FlowTrainConfig(1e6, 64, 2e-3, halve_every=1e6, warmup=50, precision="bf16")
     margins = {f"alpha {a:g}": {"alpha": a} for a in (0.05, 1e-3)}
-    return Study(flow, config, lambda seed: train, test[:1000], {**MIXES, **GAIN, **margins})
+    return Study(flow, recipe, lambda seed: train, test[:1000], {**MIXES, **GAIN, **margins})
 
 
 def photos(folder: str) -> Study:
@@ -134,25 +134,24 @@ def photos(folder: str) -> Study:
     crops = lambda part, seed: Crops(
         Path(folder) / part, flow.shape, sides=(32, 48, 64, 96, 128), seed=seed
     )
-    clipping = {"max_grad_norm": 500, "penalty": 1e-5}
-    config = FlowTrainConfig(
-        1e6, 16, 1e-3, halve_every=1e6, warmup=50, precision="bf16", **clipping
-    )
+    options = {"halve_every": 1e6, "max_grad_norm": 500, "penalty": 1e-5, "warmup": 50}
+    recipe = FlowTrainConfig(1e6, 16, 1e-3, precision="bf16", **options)
     held_out = crops("test", 0).take(512, 1)
-    return Study(flow, config, lambda seed: crops("train", seed), held_out, {**MIXES, **GAIN})
+    return Study(flow, recipe, lambda seed: crops("train", seed), held_out, {**MIXES, **GAIN})
 
 
 def start(study: Study, changes: dict, seed: int) -> Run:
     changes = dict(changes)
     identity = changes.pop("identity", False)
     in_flow = {k: changes.pop(k) for k in list(changes) if hasattr(study.flow, k)}
-    flow, config = replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes)
-    return Run(flow, config, study.images(seed), study.held_out, identity)
+    flow, train = replace(study.flow, **in_flow), replace(study.train, seed=seed, **changes)
+    return Run(flow, train, study.images(seed), study.held_out, identity)
 
 
-def told(study: Study, run: Run) -> dict:
-    """What a row of the table holds of a run."""
+def found(run: Run, study: Study, **which) -> dict:
+    """A row of the results: which run it was, and what came of it."""
     return {
+        **which,
         "bits_per_dim": round(run.held_out_bits(), 4),
         "steps": run.step,
         "seconds": round(run.seconds, 1),
@@ -202,10 +201,10 @@ def main() -> None:
                     run.train_until((turn + 1) * arguments.slice)
             rows = []
             for variant, run in runs.items():
-                rows.append({"data": name, "variant": variant, "seed": seed, **told(study, run)})
+                rows.append(found(run, study, data=name, variant=variant, seed=seed))
                 print(*list(rows[-1].values())[:8], flush=True)
-            kind, key = f"glow-{arguments.minutes:g}min", ("data", "variant", "seed")
-            path = write(kind, {"conditions": where, "rows": rows}, arguments.out, same_row=key)
+            result, same = {"conditions": where, "rows": rows}, ("data", "variant", "seed")
+            path = write(f"glow-{arguments.minutes:g}min", result, arguments.out, same_row=same)
     print("wrote", path)
 
 

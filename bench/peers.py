@@ -158,9 +158,11 @@ class FrEIA:
         self.back = self.order.argsort()
         net = nn.Module()
         net.forward = lambda seen: torch.cat(flat(seen), 1)
-        options = {"clamp_activation": "TANH", "split_len": len(flat.seen_at)}
         self.module = AffineCouplingOneSided(
-            [(math.prod(shape),)], subnet_constructor=lambda *_: net, **options
+            [(math.prod(shape),)],
+            subnet_constructor=lambda *_: net,
+            clamp_activation="TANH",
+            split_len=len(flat.seen_at),
         )
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:

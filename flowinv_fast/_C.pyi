@@ -7,24 +7,28 @@ Strides = tuple[int, int]  # between images, between elements
 
 build_info: dict[str, str]
 
+PRECISIONS: dict[str, int]
+
 class FrozenFlow:
     saved_bytes: int
     weight_bytes: int
     workspace: int
     words: int
-    def __init__(
+    state: tuple[int, int, int]
+    def __init__(self, shape: tuple[int, int, int], precision: int, on_device: bool, /) -> None: ...
+    def add_standardise(self, mean: Tensor, std: Tensor, /) -> None: ...
+    def add_squeeze(self) -> None: ...
+    def add_factor_out(self) -> None: ...
+    def add_mixing(self, weight: Tensor, log_size_sum: float, /) -> None: ...
+    def add_coupling(
         self,
-        shape: tuple[int, int, int],
-        scales: int,
-        hidden: int,
-        blocks: int,
-        location: Tensor,
-        spread: Tensor,
-        couplings: list[tuple[Tensor, list[tuple[Tensor, Tensor, int, int]]]],
-        precision: int,
-        on_device: bool,
+        mask: int,
+        inverse: bool,
+        gain: Tensor,
+        convs: list[tuple[Tensor, Tensor, int, int]],
         /,
     ) -> None: ...
+    def finish(self) -> None: ...
     def copy_words(self, out: Tensor, /) -> None: ...
     def forward(
         self,

@@ -17,7 +17,7 @@ PYTHON_FLOORS = {
     "training": 6, "baselines": 6,
     "experiments": 7, "cli": 7,
 }  # fmt: skip
-C_FLOORS = {"common": 0, "tests": 0, "conditioner": 2, "bindings": 3}  # other families are floor 1
+C_FLOORS = {"common": 0, "tests": 0, "frozen_flow": 2, "bindings": 3}  # other families are floor 1
 ONLY_BACKEND = "_base/backend.py"  # the only module that knows _C
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from flows.test_frozen import assert_exact, errors, random_flow
 from op_cases import CASES, IDS, acc
+from ops import test_frozen_flow as layers
 from ops.test_ops import as_double, compare, tensors_of
 
 from flowinv_fast import ops
@@ -102,6 +103,33 @@ def test_frozen_flow_on_the_cuda_kernels(precision, bound, on_shim):
             found = torch.cat([errors(flow, frozen, decode, b) for b in (0, 1, 2)], 1)
             assert_exact(found, bound, one_gradient=max(0.1, 10 * bound))
             assert precision == "fp32" or found[0].max() > 1e-5  # rounding that is there
+
+
+@pytest.mark.parametrize("precision,bound", [("fp32", 3e-5), ("tf32", 0.02), ("bf16", 0.2)])
+def test_layer_records_on_the_cuda_kernels(precision, bound, on_shim, monkeypatch):
+    """Mixings, inverse couplings, widths and depths that change on the way, moves alone."""
+    step = ["Q", "M", (layers.FIRST, 17, 1), "M", layers.PRIOR, "F"]
+    small = {
+        "glow": ((2, 4, 2), ["S", (layers.ODD, 4, 0), *step, (layers.EVEN, 3, 0, True), "S"]),
+        "odd": ((5, 1, 3), ["M", (layers.EVEN, 5, 0, True)]),
+    }
+    monkeypatch.setattr(layers, "PLANS", small | {"moves": layers.PLANS["moves"]})
+    for name in layers.PLANS:
+        shape, records = layers.records_of(name)
+        engine = layers.FrozenEngine(shape, records, precision)
+        assert engine.work_bytes > 0
+        for decode in (True, False):
+            found = [layers.errors(engine, records, decode, b) for b in (0, 1, 3)]
+            assert_exact(torch.cat(found, 1), bound, one_gradient=max(0.1, 10 * bound))
+
+
+def test_frozen_flow_writes_all_it_saves(on_shim):
+    """The same bytes under every schedule, the two behind the last zero, where memory was not."""
+    shape, records = layers.records_of("pixel")
+    engine, x = layers.FrozenEngine(shape, records), torch.randn(2, *shape)
+    runs = [layers.OPS.frozen_flow_encode(x, x[:0], engine.handle) for _ in range(3)]
+    assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other))
+    assert not runs[0][2].view(torch.uint8)[:, -2:].any()
 
 
 def test_same_bits_for_every_schedule(on_shim):

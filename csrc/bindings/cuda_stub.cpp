@@ -2,7 +2,7 @@
 // nobody should see these messages.
 #include <stdexcept>
 
-#include "conditioner/frozen_flow.h"
+#include "frozen_flow/frozen_flow.h"
 #include "coupling/affine_coupling.h"
 #include "density/density.h"
 #include "density/patches.h"

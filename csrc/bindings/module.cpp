@@ -25,7 +25,7 @@ int cpu_isa() {
 #endif
 }
 
-void register_conditioner(py::module_&);
+void register_frozen_flow(py::module_&);
 void register_coupling(py::module_&);
 void register_layout(py::module_&);
 void register_preprocess(py::module_&);
@@ -53,7 +53,7 @@ PYBIND11_MODULE(_C, m) {
   info["cpu_only_reason"] = FLOWINV_CPU_ONLY_REASON;
 #endif
   m.attr("build_info") = info;
-  register_conditioner(m);
+  register_frozen_flow(m);
   register_coupling(m);
   register_layout(m);
   register_preprocess(m);

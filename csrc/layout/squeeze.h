@@ -12,6 +12,46 @@
 
 namespace flowinv {
 
+// Where an element goes, as indices inside one image.
+struct SqueezeMap {
+  std::int64_t channels, height, width;  // of the squeezed image
+
+  FI_HD std::int64_t count() const { return channels * height * width; }
+  FI_HD std::int64_t plain_of(std::int64_t squeezed) const {
+    const std::int64_t w = squeezed % width, h = squeezed / width % height;
+    const std::int64_t k = squeezed / (width * height), c = k / 4, i = k / 2 % 2, j = k % 2;
+    return (c * 2 * height + 2 * h + i) * 2 * width + 2 * w + j;
+  }
+  FI_HD std::int64_t squeezed_of(std::int64_t plain) const {
+    const std::int64_t x = plain % (2 * width), y = plain / (2 * width) % (2 * height);
+    const std::int64_t c = plain / (4 * width * height);
+    return ((4 * c + 2 * (y % 2) + x % 2) * height + y / 2) * width + x / 2;
+  }
+  // The input element that output element `out` takes.
+  FI_HD std::int64_t source(std::int64_t out, bool squeeze) const {
+    return squeeze ? plain_of(out) : squeezed_of(out);
+  }
+
+  // Rows of the plain image, over all channels: each pairs with two rows of the squeezed one.
+  FI_HD std::int64_t rows() const { return channels / 2 * height; }
+  template <class Word>
+  FI_HD void move_row(std::int64_t row, const Word* in, Word* out, bool squeeze) const {
+    const std::int64_t plain = row * 2 * width;
+    const std::int64_t even = squeezed_of(plain), odd = squeezed_of(plain + 1);
+    if (squeeze) {
+      for (std::int64_t w = 0; w < width; ++w) {
+        out[even + w] = in[plain + 2 * w];
+        out[odd + w] = in[plain + 2 * w + 1];
+      }
+    } else {
+      for (std::int64_t w = 0; w < width; ++w) {
+        out[plain + 2 * w] = in[even + w];
+        out[plain + 2 * w + 1] = in[odd + w];
+      }
+    }
+  }
+};
+
 struct SqueezeParams {
   int element_size;  // bytes: 2, 4 or 8; values are only moved
   bool squeeze;
@@ -27,21 +67,10 @@ struct SqueezeBody {
   SqueezeParams p;
 
   FI_HD void operator()(std::int64_t index) const {
-    const Word* in = static_cast<const Word*>(p.in);
-    Word* out = static_cast<Word*>(p.out);
-    const std::int64_t n = p.channels * p.height * p.width;
-    const std::int64_t b = index / n;
-    std::int64_t rest = index - b * n, from;
-    if (p.squeeze) {
-      const std::int64_t w = rest % p.width, h = rest / p.width % p.height;
-      const std::int64_t k = rest / (p.width * p.height), c = k / 4, i = k / 2 % 2, j = k % 2;
-      from = (c * 2 * p.height + 2 * h + i) * 2 * p.width + 2 * w + j;
-    } else {
-      const std::int64_t x = rest % (2 * p.width), y = rest / (2 * p.width) % (2 * p.height);
-      const std::int64_t c = rest / (4 * p.width * p.height);
-      from = ((4 * c + 2 * (y % 2) + x % 2) * p.height + y / 2) * p.width + x / 2;
-    }
-    out[index] = in[b * p.in_stride + from];
+    const SqueezeMap map{p.channels, p.height, p.width};
+    const std::int64_t b = index / map.count(), i = index - b * map.count();
+    static_cast<Word*>(p.out)[index] =
+        static_cast<const Word*>(p.in)[b * p.in_stride + map.source(i, p.squeeze)];
   }
 };
 

@@ -11,6 +11,16 @@ from .coupling import (
     affine_coupling_encode_,
 )
 from .density import gather_patches, gaussian_log_prob, scatter_patches, standard_normal_log_prob
+from .frozen_flow import (
+    CouplingRecord,
+    FactorOutRecord,
+    FrozenEngine,
+    MixingRecord,
+    SqueezeRecord,
+    StandardiseRecord,
+    frozen_flow_decode,
+    frozen_flow_encode,
+)
 from .layout import factor_in, factor_out, squeeze, unsqueeze
 from .noise import digit_overlay, gaussian_noise, random_bits, sigma_map, structured_noise
 from .optim import adam_rates, adam_step_
@@ -21,6 +31,12 @@ from .reference import MASKS, SIGMA_KINDS
 __all__ = [
     "MASKS",
     "SIGMA_KINDS",
+    "CouplingRecord",
+    "FactorOutRecord",
+    "FrozenEngine",
+    "MixingRecord",
+    "SqueezeRecord",
+    "StandardiseRecord",
     "adam_rates",
     "adam_step_",
     "affine_coupling_decode",
@@ -31,6 +47,8 @@ __all__ = [
     "digit_overlay",
     "factor_in",
     "factor_out",
+    "frozen_flow_decode",
+    "frozen_flow_encode",
     "gather_patches",
     "gaussian_log_prob",
     "gaussian_noise",

@@ -20,6 +20,7 @@ def register(
     *,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
+    vmap: Callable | None = None,
 ) -> Callable:
     """Define ``flowinv_fast::NAME`` and return its overload packet's default overload.
 
@@ -29,6 +30,7 @@ def register(
         fake: same outputs as empty tensors.
         setup_context, backward: as for ``torch.library.register_autograd``. An op without them
             gets an autograd formula that raises, so that a gradient can never be missing silently.
+        vmap: as for ``torch.library.register_vmap``.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -44,6 +46,8 @@ def register(
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_library
         )
+    if vmap is not None:
+        torch.library.register_vmap(qualified, vmap, lib=_library)
     return getattr(torch.ops.flowinv_fast, name).default
 
 

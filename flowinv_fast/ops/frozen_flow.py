@@ -1,151 +1,493 @@
-"""What the compiled engine is told of a flow: one record per layer, in the order of encode."""
+"""A flow with fixed weights as one operation a direction: records of its layers, and the engine."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._base import backend
+from .._base.errors import require
+from .._base.tensors import accumulate_dtype, check_tensor
 from . import reference
-from .coupling import affine_coupling_decode, affine_coupling_encode
-from .layout import factor_in, factor_out, squeeze, unsqueeze
+from ._register import register
+from .reference import MASKS
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+class Packing(Protocol):
+    """What a record adds its layer to: ``_C.FrozenFlow`` while it is being made."""
+
+    state: tuple[int, int, int]
+
+    def add_standardise(self, mean: tuple, std: tuple, /) -> None: ...
+    def add_squeeze(self) -> None: ...
+    def add_factor_out(self) -> None: ...
+    def add_mixing(self, weight: tuple, log_size_sum: float, /) -> None: ...
+    def add_coupling(self, mask: int, inverse: bool, gain: tuple, convs: list, /) -> None: ...
+
+
+class Record(Protocol):
+    """One layer of a flow with its weights."""
+
+    def pack(self, plan: Packing) -> None:
+        """Adds the layer to a plan, whose state has the shape (C, H, W) of the layer's input."""
+
+
+def _numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype=torch.float32) -> Tensor:
+    """The tensor as the compiled module reads it; refuses another shape."""
+    wanted = f"a tensor of shape {shape}"
+    require(isinstance(tensor, Tensor), "FrozenEngine", name, wanted, type(tensor).__name__)
+    require(tuple(tensor.shape) == shape, "FrozenEngine", name, wanted, tuple(tensor.shape))
+    return tensor.detach().to("cpu", dtype).contiguous()
 
 
 @dataclass(frozen=True)
 class StandardiseRecord:
-    """z = (x - mean) / std, each (C, H, W)."""
+    """z = (x - mean) / std; mean and std (C, H, W) of the layer's input, std positive."""
 
     mean: Tensor
     std: Tensor
 
+    def pack(self, plan: Packing) -> None:
+        mean = _numbers("mean", self.mean, plan.state)
+        std = _numbers("std", self.std, plan.state)
+        plan.add_standardise(backend.arg(mean), backend.arg(std))
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.mean.to(x)) / self.std.to(x), logdet - self.std.to(logdet).log().sum()
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return z * self.std.to(z) + self.mean.to(z), logdet + self.std.to(logdet).log().sum()
+
 
 @dataclass(frozen=True)
 class SqueezeRecord:
-    """(C, H, W) to (4C, H/2, W/2)."""
+    """(C, H, W) to (4C, H/2, W/2), as ``ops.squeeze``; H and W even."""
+
+    def pack(self, plan: Packing) -> None:
+        even = plan.state[1] % 2 == 0 and plan.state[2] % 2 == 0
+        wanted = "even height and width at every SqueezeRecord"
+        require(even, "FrozenEngine", "records", wanted, plan.state)
+        plan.add_squeeze()
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.squeeze(x), logdet
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.unsqueeze(z), logdet
 
 
 @dataclass(frozen=True)
 class FactorOutRecord:
-    """The second half of the channels leaves as a latent."""
+    """The second half of the channels leaves as a latent; the number of channels is even."""
+
+    def pack(self, plan: Packing) -> None:
+        wanted = "an even number of channels at every FactorOutRecord"
+        require(plan.state[0] % 2 == 0, "FrozenEngine", "records", wanted, plan.state)
+        plan.add_factor_out()
 
 
 @dataclass(frozen=True)
 class MixingRecord:
-    """z = weight x over the channels of every pixel; log|det weight| = log_size_sum."""
+    """z = W x over the channels of every pixel, an invertible 1x1 convolution.
+
+    Args:
+        weight: W (C, C); its inverse is computed in float64.
+        log_size_sum: log|det W|.
+    """
 
     weight: Tensor
     log_size_sum: float
 
+    def pack(self, plan: Packing) -> None:
+        channels = plan.state[0]
+        weight = _numbers("weight", self.weight, (channels, channels), torch.float64)
+        plan.add_mixing(backend.arg(weight), float(self.log_size_sum))
+
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return self._apply(self.weight, x), logdet + math.prod(x.shape[2:]) * self.log_size_sum
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = self.weight.double().inverse()
+        return self._apply(inverse, z), logdet - math.prod(z.shape[2:]) * self.log_size_sum
+
+    def _apply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", weight.to(x), x)
+
 
 @dataclass(frozen=True)
 class CouplingRecord:
-    """An affine coupling; ``inverse``: its decode formula is applied in the encode direction."""
+    """An affine coupling, z = x exp(s) + t on the elements of the mask, s = gain tanh(raw_s).
+
+    (raw_s, t) come from the other elements u: h = first(u); h += after(relu(before(relu(h)))) for
+    each block; last(relu(h)). The convolutions are 3x3 with zero padding.
+
+    Args:
+        mask: one of ``ops.MASKS``: the transformed elements.
+        gain: bound of s per transformed channel, (C,) or (C/2,) for channel masks.
+        convs: (weight, bias) of first, before and after of each block, and last.
+        inverse: encode by the formula of decode, z = (x - t) exp(-s), and decode by that of
+            encode. Before a ``FactorOutRecord``, mask "channel_second", this is a conditional
+            prior of the half that leaves, with mean t and standard deviation exp(s).
+    """
 
     mask: str
     gain: Tensor
-    convs: list[tuple[Tensor, Tensor]]
+    convs: Sequence[tuple[Tensor, Tensor]]
     inverse: bool = False
 
+    def pack(self, plan: Packing) -> None:
+        channels = plan.state[0]
+        require(self.mask in MASKS, "FrozenEngine", "mask", f"one of {list(MASKS)}", self.mask)
+        halves = self.mask.startswith("channel")
+        wanted = f"an even number of channels for {self.mask}"
+        require(not halves or channels % 2 == 0, "FrozenEngine", "records", wanted, plan.state)
+        count = len(self.convs)
+        wanted = "2 + 2 blocks pairs (weight, bias)"
+        require(count >= 2 and count % 2 == 0, "FrozenEngine", "convs", wanted, count)
+        gains = channels // 2 if halves else channels
+        hidden = len(self.convs[0][1])
+        gain, kept, convs = _numbers("gain", self.gain, (gains,)), [], []
+        for i, (weight, bias) in enumerate(self.convs):
+            inputs, outputs = hidden if i else gains, hidden if i + 1 < count else 2 * gains
+            numbers = (
+                _numbers("convs", weight, (outputs, inputs, 3, 3)),
+                _numbers("convs", bias, (outputs,)),
+            )
+            kept.append(numbers)  # alive until the plan has read them
+            convs.append((*map(backend.arg, numbers), inputs, outputs))
+        plan.add_coupling(MASKS[self.mask], self.inverse, backend.arg(gain), convs)
 
-Record = StandardiseRecord | SqueezeRecord | FactorOutRecord | MixingRecord | CouplingRecord
+    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return self._twin(x, logdet, self.inverse)
+
+    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        return self._twin(z, logdet, not self.inverse)
+
+    def _twin(self, x: Tensor, logdet: Tensor, decode: bool) -> tuple[Tensor, Tensor]:
+        mask = MASKS[self.mask]
+        apply = reference.affine_coupling_decode if decode else reference.affine_coupling_encode
+        return apply(x, self._raw(x, mask), self.gain.to(x), logdet, mask)
+
+    def _raw(self, x: Tensor, mask: int) -> Tensor:
+        channels, height, width = x.shape[1:]
+        moved = reference.transformed_map(channels, height, width, mask, x.device)
+        seen = x.masked_fill(moved, 0) if mask < 2 else x.chunk(2, dim=1)[3 - mask]
+
+        def conv(i: int, h: Tensor) -> Tensor:
+            weight, bias = self.convs[i]
+            return F.conv2d(h, weight.to(h), bias.to(h), padding=1)
+
+        h = conv(0, seen)
+        for i in range(1, len(self.convs) - 1, 2):
+            h = h + conv(i + 1, F.relu(conv(i, F.relu(h))))
+        return conv(-1, F.relu(h))
+
+
+# --- the twin in plain torch ---------------------------------------------------------------------
+
+
+def reference_encode(x: Tensor, records: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """``frozen_flow_encode`` in plain torch, for any floating-point type."""
+    logdet = x.new_zeros(len(x), dtype=accumulate_dtype(x.dtype))
+    latents = []
+    for record in records:
+        if isinstance(record, FactorOutRecord):
+            x, latent = reference.factor_out(x)
+            latents.append(latent)
+        else:
+            x, logdet = record.encode(x, logdet)
+    return torch.cat([*latents, x.flatten(1)], 1), logdet
+
+
+def reference_decode(
+    z: Tensor, records: Sequence[Any], shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """``frozen_flow_decode`` in plain torch, for images of this shape."""
+    logdet = z.new_zeros(len(z), dtype=accumulate_dtype(z.dtype))
+    latents, (channels, height, width) = [], shape
+    for record in records:
+        if isinstance(record, FactorOutRecord):
+            channels //= 2
+            latent, z = z.split(
+                [channels * height * width, z.shape[1] - channels * height * width], 1
+            )
+            latents.append(latent)
+        elif isinstance(record, SqueezeRecord):
+            channels, height, width = 4 * channels, height // 2, width // 2
+    x = z.reshape(-1, channels, height, width)
+    for record in reversed(records):
+        if isinstance(record, FactorOutRecord):
+            x = reference.factor_in(x, latents.pop())
+        else:
+            x, logdet = record.decode(x, logdet)
+    return x, logdet
+
+
+# --- the engine ----------------------------------------------------------------------------------
+
+_engines: WeakValueDictionary[int, FrozenEngine] = WeakValueDictionary()
+_handles = itertools.count(1)
 
 
 class FrozenEngine:
-    """Records with their weights as they are now, walked in plain torch.
+    """The weights of a flow, packed for the compiled engine. Immutable; any thread may use it.
 
     Args:
         shape: (C, H, W) of the images.
-        records: the layers in the order of encode.
-        precision: "fp32", "tf32" or "bf16": what convolutions multiply in.
-        device: where the weights go.
+        records: layers in the order of encode.
+        precision: "fp32", "tf32" (CUDA: conditioners multiply with 10 bits of mantissa; elsewhere
+            the same as fp32) or "bf16" (7 bits). All else is float32 in every precision.
+        device: where it will run; None is the CPU.
+    Attributes:
+        weight_bytes: size of the packed weights.
+        saved_bytes, work_bytes: per image, kept for the backward pass, and used during a call on a
+            CUDA device.
+        n: numbers of an image, C H W.
+    Raises:
+        ArgumentError: weights of the wrong shape, layers that do not fit the state they are
+            handed, a precision or a device that is not to be had here.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
-        records: list[Record],
-        precision: str,
-        device: torch.device,
+        records: Sequence[Record],
+        precision: str = "fp32",
+        device: torch.device | str | None = None,
     ):
-        fixed = lambda t: t.detach().clone().to(device)
-        self.shape, self.precision, self.device = shape, precision, device
-        self.n = math.prod(shape)
-        self.saved_bytes = self.work_bytes = self.weight_bytes = 0
-        self.records: list[Record] = []
+        wanted, got = f"one of {PRECISIONS}", repr(precision)
+        require(precision in PRECISIONS, "FrozenEngine", "precision", wanted, got)
+        good = len(shape) == 3 and min(shape) >= 1
+        require(good, "FrozenEngine", "shape", "three positive sizes (C, H, W)", shape)
+        device = torch.device(device or "cpu")
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        like = torch.empty(0, device=device)
+        wanted = "a device that has compiled kernels"
+        require(backend.native(like), "FrozenEngine", "device", wanted, device)
+        on_device = backend.place(like)[0] >= 0
+        able = on_device or precision != "bf16" or backend._C.cpu_bf16()
+        wanted = "'fp32' (this CPU has no bf16 products)"
+        require(able, "FrozenEngine", "precision", wanted, "'bf16'")
+        channels, height, width = map(int, shape)
+        self.shape, self.n = (channels, height, width), channels * height * width
+        self.precision, self.device = precision, device
+        self._plan = backend._C.FrozenFlow(self.shape, backend._C.PRECISIONS[precision], on_device)
         for record in records:
-            if isinstance(record, StandardiseRecord):
-                record = StandardiseRecord(fixed(record.mean), fixed(record.std))
-            elif isinstance(record, MixingRecord):
-                record = MixingRecord(fixed(record.weight), record.log_size_sum)
-            elif isinstance(record, CouplingRecord):
-                convs = [(fixed(weight), fixed(bias)) for weight, bias in record.convs]
-                record = replace(record, gain=fixed(record.gain), convs=convs)
-            self.records.append(record)
-        self.shapes, channels, height, width = [], *shape
-        for record in self.records:
-            if isinstance(record, SqueezeRecord):
-                channels, height, width = 4 * channels, height // 2, width // 2
-            elif isinstance(record, FactorOutRecord):
-                channels //= 2
-                self.shapes.append((channels, height, width))
-        self.shapes.append((channels, height, width))
+            record.pack(self._plan)
+        self._plan.finish()
+        self.weight_bytes, self.saved_bytes = self._plan.weight_bytes, self._plan.saved_bytes
+        self.work_bytes = 4 * self._plan.workspace
+        self._words: Tensor | None = None
+        if on_device:
+            words = torch.empty(self._plan.words)
+            self._plan.copy_words(backend.arg(words))
+            self._words = words.to(device)
+        self.handle = next(_handles)
+        _engines[self.handle] = self
+
+    def _run(self, call: Callable, decode: bool, *tensors: Tensor | None) -> None:
+        """The plan's forward or backward on these tensors, images first in each."""
+        like, work = tensors[0], None
+        assert like is not None
+        if self._words is not None:
+            work = torch.empty(len(like) * self._plan.workspace, device=self.device)
+        arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
+        call(decode, len(like), *arguments, backend.place(like))
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        return f"FrozenEngine({size}, {self.precision} on {self.device})"
 
 
-def _coupling(record: CouplingRecord, h: Tensor, logdet: Tensor, decode: bool, bf16: bool):
-    code = reference.MASKS[record.mask]
-    if code < 2:
-        seen = h.masked_fill(reference.transformed_map(*h.shape[1:], code, h.device), 0)
-    else:
-        seen = h.chunk(2, 1)[3 - code]
-    with torch.autocast(h.device.type, torch.bfloat16, enabled=bf16):
-        (weight, bias), *pairs, (last, last_bias) = record.convs
-        t = F.conv2d(seen, weight, bias, padding=1)
-        for (w, b), (v, c) in zip(pairs[::2], pairs[1::2]):
-            inner = F.conv2d(F.relu(t), w, b, padding=1)
-            t = t + F.conv2d(F.relu(inner), v, c, padding=1)
-        raw = F.conv2d(F.relu(t), last, last_bias, padding=1).to(h.dtype)
-    function = affine_coupling_decode if decode else affine_coupling_encode
-    return function(h, raw, record.gain, logdet, record.mask)
+# --- operations ----------------------------------------------------------------------------------
+# `link` is an empty tensor that descends from the input where a backward pass may follow: then the
+# signs of the conditioners are kept, and a second derivative is refused instead of being lost.
+
+_SCHEMA = "(Tensor {0}, Tensor? link, int engine) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = (
+    "(Tensor grad_out, Tensor grad_logdet, Tensor saved, Tensor? link, int engine) -> Tensor"
+)
 
 
-def frozen_flow_encode(x: Tensor, engine: FrozenEngine) -> tuple[Tensor, Tensor]:
-    """z (B, N) and log|det dz/dx| (B,) of x (B, C, H, W)."""
-    h, logdet, latents = x, x.new_zeros(len(x)), []
-    for record in engine.records:
-        if isinstance(record, StandardiseRecord):
-            h, logdet = (h - record.mean) / record.std, logdet - record.std.log().sum()
-        elif isinstance(record, MixingRecord):
-            h = torch.einsum("oc,bchw->bohw", record.weight, h).contiguous()
-            logdet = logdet + h.shape[2] * h.shape[3] * record.log_size_sum
-        elif isinstance(record, CouplingRecord):
-            h, logdet = _coupling(record, h, logdet, record.inverse, engine.precision == "bf16")
-        elif isinstance(record, SqueezeRecord):
-            h = squeeze(h)
-        else:
-            h, latent = factor_out(h)
-            latents.append(latent)
-    return torch.cat([*latents, h.flatten(1)], 1), logdet
+def _engine(handle: int) -> FrozenEngine:
+    engine = _engines.get(handle)
+    wanted = "the handle of a FrozenEngine that still exists"
+    require(engine is not None, "frozen_flow", "engine", wanted, handle)
+    return engine  # type: ignore[return-value]
 
 
-def frozen_flow_decode(z: Tensor, engine: FrozenEngine) -> tuple[Tensor, Tensor]:
-    """x (B, C, H, W) and log|det dx/dz| (B,) of z (B, N)."""
-    *latents, h = z.split([math.prod(shape) for shape in engine.shapes], 1)
-    h, logdet = h.reshape(len(z), *engine.shapes[-1]), z.new_zeros(len(z))
-    for record in reversed(engine.records):
-        if isinstance(record, StandardiseRecord):
-            h, logdet = h * record.std + record.mean, logdet + record.std.log().sum()
-        elif isinstance(record, MixingRecord):
-            h = torch.einsum("oc,bchw->bohw", record.weight.inverse(), h).contiguous()
-            logdet = logdet - h.shape[2] * h.shape[3] * record.log_size_sum
-        elif isinstance(record, CouplingRecord):
-            h, logdet = _coupling(record, h, logdet, not record.inverse, engine.precision == "bf16")
-        elif isinstance(record, SqueezeRecord):
-            h = unsqueeze(h)
-        else:
-            h = factor_in(h, latents.pop())
-    return h, logdet
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """The vmapped dimension merged with the batch."""
+    whole = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return whole.reshape(size * whole.shape[1], *whole.shape[2:])
+
+
+def _unfold(tensor: Tensor, size: int) -> Tensor:
+    return tensor.reshape(size, len(tensor) // size, *tensor.shape[1:])
+
+
+def _outputs(
+    decode: bool, x: Tensor, link: Tensor | None, handle: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-determinant, and the words [B, saved_bytes / 8] for the backward pass."""
+    engine, batch = _engine(handle), x.shape[0]
+    words = 0 if link is None else engine.saved_bytes // 8
+    return (
+        x.new_empty(batch, *(engine.shape if decode else (engine.n,))),
+        x.new_empty(batch),
+        x.new_empty(batch, words, dtype=torch.int64),
+    )
+
+
+def _forward(
+    decode: bool, x: Tensor, link: Tensor | None, handle: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    engine = _engine(handle)
+    out, logdet, saved = _outputs(decode, x, link, handle)
+    kept = saved if link is not None else None
+    engine._run(engine._plan.forward, decode, x.contiguous(), out, logdet, kept)
+    return out, logdet, saved
+
+
+def _backward_output(decode: bool, grad_out: Tensor, *rest: Any) -> Tensor:
+    engine, batch = _engine(rest[-1]), grad_out.shape[0]
+    return grad_out.new_empty(batch, *((engine.n,) if decode else engine.shape))
+
+
+def _backward(
+    decode: bool,
+    grad_out: Tensor,
+    grad_logdet: Tensor,
+    saved: Tensor,
+    link: Tensor | None,
+    handle: int,
+) -> Tensor:
+    engine = _engine(handle)
+    grad_in = _backward_output(decode, grad_out, handle)
+    given = (t.contiguous() for t in (grad_out, grad_logdet, saved))
+    engine._run(engine._plan.backward, decode, *given, grad_in)
+    return grad_in
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, link, handle = inputs
+    ctx.save_for_backward(output[2], link)
+    ctx.handle = handle
+    ctx.alive = _engine(handle)  # for as long as a backward pass may follow
+
+
+def _make(decode: bool) -> Callable:
+    """The op of one direction, and its backward op."""
+    name = "frozen_flow_decode" if decode else "frozen_flow_encode"
+
+    def backward_vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        size, (*tensors, link, handle) = info.batch_size, arguments
+        folded = (_fold(t, dim, size) for t, dim in zip(tensors, in_dims))
+        return _unfold(backward_op(*folded, link, handle), size), 0
+
+    def forward_vmap(info: Any, in_dims: tuple, x: Tensor, link: Any, handle: int) -> tuple:
+        folded = _fold(x, in_dims[0], info.batch_size)
+        # Only here is it seen whether a batch of a vmap requires a gradient.
+        results = forward_op(folded, _link(folded) if link is None else link, handle)
+        return tuple(_unfold(t, info.batch_size) for t in results), (0, 0, 0)
+
+    def differentiate(ctx: Any, grad_out: Tensor, grad_logdet: Tensor, _: Any) -> tuple:
+        saved, link = ctx.saved_tensors
+        if link is None:
+            raise RuntimeError(f"flowinv_fast::{name} kept nothing for a backward pass")
+        return backward_op(grad_out, grad_logdet, saved, link, ctx.handle), None, None
+
+    backward_op = register(
+        f"{name}_backward{_BACKWARD}",
+        partial(_backward, decode),
+        partial(_backward_output, decode),
+        vmap=backward_vmap,
+    )
+    forward_op = register(
+        f"{name}{_SCHEMA.format('z' if decode else 'x')}",
+        partial(_forward, decode),
+        partial(_outputs, decode),
+        setup_context=_setup_context,
+        backward=differentiate,
+        vmap=forward_vmap,
+    )
+    return forward_op
+
+
+_encode, _decode = _make(decode=False), _make(decode=True)
+
+
+def _link(x: Tensor) -> Tensor | None:
+    return x[:0].clone() if torch.is_grad_enabled() and x.requires_grad else None
+
+
+def _check(
+    function: str, name: str, x: Tensor, shape: tuple[int, ...], engine: FrozenEngine
+) -> None:
+    good = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device == engine.device
+    if not (good and x.shape[1:] == shape):
+        check_tensor(function, name, x, shape, torch.float32, engine.device)
+
+
+def frozen_flow_encode(
+    x: Tensor,  # [B, C, H, W]
+    engine: FrozenEngine,
+) -> tuple[Tensor, Tensor]:
+    """Latent of an image under a frozen flow.
+
+    Args:
+        x: images (B, C, H, W), float32 on the engine's device. Its gradient is compiled too; a
+            second derivative raises, and weights have no gradients.
+        engine: layers with their weights.
+    Returns:
+        z (B, N), the latents in the order in which they leave, then what remains, each flattened
+        in the order of memory; and log|det dz/dx| (B,). An image's bits depend neither on the
+        batch nor on the number of threads.
+    Raises:
+        ArgumentError: a shape, dtype or device that is not the engine's.
+
+    >>> engine = FrozenEngine((1, 2, 2), [SqueezeRecord(), FactorOutRecord()])
+    >>> frozen_flow_encode(torch.arange(4.0).reshape(1, 1, 2, 2), engine)[0]
+    tensor([[2., 3., 0., 1.]])
+    """
+    _check("frozen_flow_encode", "x", x, engine.shape, engine)
+    z, logdet, _ = _encode(x, _link(x), engine.handle)
+    return z, logdet
+
+
+def frozen_flow_decode(
+    z: Tensor,  # [B, N]
+    engine: FrozenEngine,
+) -> tuple[Tensor, Tensor]:
+    """Image of a latent, the inverse of ``frozen_flow_encode``.
+
+    Args:
+        z: latents (B, N), float32 on the engine's device; gradients as in encode.
+        engine: layers with their weights.
+    Returns:
+        x (B, C, H, W) and log|det dx/dz| (B,).
+    Raises:
+        ArgumentError: a shape, dtype or device that is not the engine's.
+
+    >>> engine = FrozenEngine((1, 2, 2), [SqueezeRecord(), FactorOutRecord()])
+    >>> frozen_flow_decode(torch.tensor([[2.0, 3.0, 0.0, 1.0]]), engine)[0]
+    tensor([[[[0., 1.],
+              [2., 3.]]]])
+    """
+    _check("frozen_flow_decode", "z", z, (engine.n,), engine)
+    x, logdet, _ = _decode(z, _link(z), engine.handle)
+    return x, logdet

@@ -131,6 +131,50 @@ def test_sign_sensing_anneals_towards_the_sign():
     torch.testing.assert_close(guess.flatten(1).amax(1), torch.ones(3, dtype=torch.float64))
 
 
+def test_smoothed_signs_share_the_matrix_and_change_nothing():
+    f, x = operators.SignSensing(40, SHAPE), images()
+    before = {name: id(value) for name, value in vars(f).items()}
+    early = f.at(0.0)
+    assert early.linear is f.linear and f.at(0.3).linear is f.linear
+    early(x)
+    assert {name: id(value) for name, value in vars(f).items()} == before
+
+
+def test_composition_does_what_its_parts_can():
+    sign, x = operators.SignSensing(5, (2, 2, 3), noise_inside=True), images()
+    outer, inner = sign @ operators.Downsample(3), operators.Scale(2.0) @ sign
+    assert torch.equal(outer.at(0.2)(x), sign.at(0.2)(operators.Downsample(3)(x)))
+    small = operators.Downsample(3)(x)
+    assert torch.equal(inner.at(0.2)(small), 2 * sign.at(0.2)(small))
+    assert torch.equal(outer.at(1.0)(x), outer(x))
+    for f, image in ((outer, x), (inner, small)):
+        assert f.noise_inside is True
+        assert torch.equal(f.after_noise(f.before_noise(image)), f(image))
+    assert torch.equal(outer.before_noise(x), sign.linear(small))
+    for name in ("at", "noise_inside", "before_noise", "after_noise"):
+        assert not hasattr(operators.Scale(2.0) @ operators.Blur(torch.ones(1, 1)), name)
+    plain = operators.Scale(2.0) @ torch.exp
+    assert not hasattr(plain, "adjoint") and not hasattr(torch.nn.Identity(), "adjoint")
+    deeper = outer @ operators.Scale(1.0)
+    assert deeper.noise_inside and torch.equal(deeper.at(0.5)(x), outer.at(0.5)(x))
+
+
+def test_parameters_per_image_follow_their_images():
+    x, part = images(), slice(1, 3)
+    shape = tuple(x.shape)
+    factor, mask = torch.rand(3, 1, 1, 1), (torch.rand(3, *SHAPE) > 0.5).double()
+    for f in (
+        operators.Scale(factor), operators.Inpaint(mask),
+        operators.Downsample(3) @ operators.Scale(factor) @ operators.Inpaint(mask),
+    ):  # fmt: skip
+        torch.testing.assert_close(f.select(part, (3, 7))(x[part]), f(x)[part])
+        assert f(x).shape[0] == 3  # as it was
+    for f in (operators.Scale(0.5), operators.Inpaint(mask[0]), operators.Scale(factor[:1])):
+        assert f.select(part, shape) is f
+    own = operators.Inpaint(mask)
+    assert list(own.select(part, shape).state_dict()) == ["mask"] and own.mask is mask
+
+
 BAD = {
     "inpaint": ("mask", lambda: operators.Inpaint([1, 0])),
     "blur": ("kernel", lambda: operators.Blur(torch.ones(2, 3))),

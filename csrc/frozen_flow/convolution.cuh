@@ -16,7 +16,7 @@
 #pragma once
 
 #include "common/mma.cuh"
-#include "conditioner/frozen_flow.h"
+#include "frozen_flow/plan.h"
 
 namespace flowinv {
 namespace cuda {
@@ -27,11 +27,11 @@ constexpr int kConvolutionThreads = 128;
 struct PixelRows {
   int height, width, parity, count;  // parity: 0 all, 1 even, 2 odd
 
-  PixelRows(const Level& level, int parity)
-      : height(level.height),
-        width(level.width),
+  PixelRows(const Resolution& resolution, int parity)
+      : height(resolution.height),
+        width(resolution.width),
         parity(parity),
-        count(int(level.pixels[parity].size())) {}
+        count(int(resolution.pixels[parity].size())) {}
 
   FI_HD int pixel(int row) const {
     if (parity == 0) return row;

@@ -1,15 +1,18 @@
 // Packing of a frozen flow's weights; the same for every instruction set.
-#include "conditioner/frozen_flow.h"
+#include "frozen_flow/pack.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <utility>
 #include <stdexcept>
 
 #include "common/check.h"
 #include "common/dtype.h"
-#include "conditioner/winograd.h"
+#include "common/place.h"
+#include "frozen_flow/mixing.h"
+#include "frozen_flow/winograd.h"
 
 namespace flowinv {
 
@@ -32,11 +35,19 @@ PackedWeights::PackedWeights(int taps, int inputs, int outputs, bool in_bf16)
   }
 }
 
+bool cpu_bf16() {
+#if defined(__x86_64__)
+  return cpu_isa() == 2 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 namespace {
 
 // w(o, i, y, x) of a convolution, or of its transpose: inputs and outputs exchanged, turned round.
 struct Filter {
-  const FrozenFlow::ConvArg& conv;
+  const ConvArg& conv;
   bool transposed;
   int inputs() const { return transposed ? conv.outputs : conv.inputs; }
   int outputs() const { return transposed ? conv.inputs : conv.outputs; }
@@ -102,9 +113,6 @@ PackedWeights pack_winograd(const Filter& w, bool bf16) {
   return p;
 }
 
-// Where a convolution stands: from the image to the hidden maps, between them, or back.
-enum class Stage { kFirst, kHidden, kLast };
-
 // raw_s, t of each gain in turn, to their place among the channels: all raw_s, then all t.
 int alternating(int channel, int count) { return channel / 2 + channel % 2 * (count / 2); }
 
@@ -112,7 +120,7 @@ int alternating(int channel, int count) { return channel / 2 + channel % 2 * (co
 std::uint32_t tf32_bits(float x) { return (bits_of(x) + 0x1000u) & 0xffffe000u; }
 
 Fragments pack_fragments(const Filter& w, bool alternate_in, bool alternate_out,
-                         Precision precision, std::vector<std::uint32_t>& words) {
+                         Precision precision, DeviceWords& words) {
   const Fragments f{std::int64_t(words.size()), (w.inputs() + 7) / 8, 2 * blocks_of(w.outputs())};
   const auto weight = [&](int tap, int i, int o) {
     if (i >= w.inputs() || o >= w.outputs()) return 0.0f;
@@ -143,16 +151,60 @@ Fragments pack_fragments(const Filter& w, bool alternate_in, bool alternate_out,
   return f;
 }
 
-// `count` numbers, zeros behind them up to whole blocks.
-std::int64_t put(std::vector<std::uint32_t>& words, const float* values, std::int64_t count) {
+// Columns of `weight` to rows.
+std::vector<double> transpose(const std::vector<double>& weight, int n) {
+  std::vector<double> t(weight.size());
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < n; ++j) t[std::size_t(j) * n + i] = weight[std::size_t(i) * n + j];
+  return t;
+}
+
+// Gauss and Jordan, with the largest pivot of each column.
+std::vector<double> inverse(std::vector<double> a, int n) {
+  std::vector<double> inverse(a.size(), 0.0);
+  const auto at = [n](std::vector<double>& m, int i) { return m.begin() + std::ptrdiff_t(i) * n; };
+  for (int i = 0; i < n; ++i) at(inverse, i)[i] = 1;
+  for (int column = 0; column < n; ++column) {
+    int pivot = column;
+    for (int i = column + 1; i < n; ++i)
+      if (std::abs(at(a, i)[column]) > std::abs(at(a, pivot)[column])) pivot = i;
+    const double size = at(a, pivot)[column];
+    check(std::isfinite(size) && size != 0, "weight: expected a matrix that has an inverse");
+    for (auto* m : {&a, &inverse}) {
+      std::swap_ranges(at(*m, pivot), at(*m, pivot) + n, at(*m, column));
+      for (int j = 0; j < n; ++j) at(*m, column)[j] /= size;
+    }
+    for (int i = 0; i < n; ++i) {
+      const double factor = at(a, i)[column];
+      if (i == column || factor == 0) continue;
+      for (auto* m : {&a, &inverse})
+        for (int j = 0; j < n; ++j) at(*m, i)[j] -= factor * at(*m, column)[j];
+    }
+  }
+  return inverse;
+}
+
+// As mixing.h reads it.
+std::vector<float> pack_mixing(const std::vector<double>& weight, int channels) {
+  std::vector<float> p(std::size_t(mixed_groups(channels)) * channels * kMixedOutputs, 0.0f);
+  for (int o = 0; o < channels; ++o)
+    for (int c = 0; c < channels; ++c)
+      p[(std::size_t(o / kMixedOutputs) * channels + c) * kMixedOutputs + o % kMixedOutputs] =
+          float(weight[std::size_t(o) * channels + c]);
+  return p;
+}
+
+}  // namespace
+
+std::int64_t append(DeviceWords& words, const float* values, std::int64_t count) {
   const std::int64_t at = std::int64_t(words.size());
   for (std::int64_t i = 0; i < count; ++i) words.push_back(bits_of(values[i]));
   words.resize((words.size() + kBlock - 1) / kBlock * kBlock, 0u);
   return at;
 }
 
-FrozenConv freeze_for_device(const FrozenFlow::ConvArg& conv, Stage stage, Precision precision,
-                             std::vector<std::uint32_t>& words) {
+FrozenConv freeze_for_device(const ConvArg& conv, Stage stage, Precision precision,
+                             DeviceWords& words) {
   const bool last = stage == Stage::kLast;
   FrozenConv frozen;
   frozen.device_forward = pack_fragments({conv, false}, false, last, precision, words);
@@ -160,11 +212,11 @@ FrozenConv freeze_for_device(const FrozenFlow::ConvArg& conv, Stage stage, Preci
   std::vector<float> bias(conv.outputs);
   for (int o = 0; o < conv.outputs; ++o)
     bias[o] = conv.bias[last ? alternating(o, conv.outputs) : o];
-  frozen.device_bias = put(words, bias.data(), conv.outputs);
+  frozen.device_bias = append(words, bias.data(), conv.outputs);
   return frozen;
 }
 
-FrozenConv freeze(const FrozenFlow::ConvArg& conv, Stage stage, int tile, bool bf16) {
+FrozenConv freeze_for_cpu(const ConvArg& conv, Stage stage, int tile, bool bf16) {
   FrozenConv frozen;
   const Filter forward{conv, false}, backward{conv, true};
   if (stage == Stage::kFirst) {
@@ -185,152 +237,21 @@ FrozenConv freeze(const FrozenFlow::ConvArg& conv, Stage stage, int tile, bool b
   return frozen;
 }
 
-std::int64_t padded(std::int64_t bytes) { return (bytes + 3) / 4 * 4; }
+FrozenMixing::FrozenMixing(const double* weight, int channels) {
+  const std::vector<double> w(weight, weight + std::size_t(channels) * channels);
+  const std::vector<double> back = inverse(w, channels);
+  matrix[false][false] = pack_mixing(w, channels);
+  matrix[false][true] = pack_mixing(transpose(w, channels), channels);
+  matrix[true][false] = pack_mixing(back, channels);
+  matrix[true][true] = pack_mixing(transpose(back, channels), channels);
+}
 
-}  // namespace
-
-Level::Level(int channels, int height, int width, bool checkerboard)
-    : channels(channels), height(height), width(width), checkerboard(checkerboard) {
-  gains = inputs = checkerboard ? channels : channels / 2;
-  tile = std::max(height, width) > 14 ? 4 : 2;
-  tiles_high = (height + tile - 1) / tile;
-  tiles_wide = (width + tile - 1) / tile;
-  padded_high = tiles_high * tile + 2;
-  padded_wide = tiles_wide * tile + 2;
-  for (int y = 0; y < height; ++y)
-    for (int x = 0; x < width; ++x) {
-      pixels[0].push_back(y * width + x);
-      pixels[1 + ((y + x) & 1)].push_back(y * width + x);
+void FrozenMixing::append_to(DeviceWords& words) {
+  for (int decode = 0; decode < 2; ++decode)
+    for (int gradient = 0; gradient < 2; ++gradient) {
+      const std::vector<float>& m = matrix[decode][gradient];
+      device_matrix[decode][gradient] = append(words, m.data(), std::int64_t(m.size()));
     }
-}
-
-FrozenFlow::FrozenFlow(int channels, int height, int width, int scales, int hidden, int blocks,
-                       const float* location, const float* spread,
-                       const std::vector<CouplingArg>& args, Precision precision, bool on_device)
-    : channels(channels),
-      height(height),
-      width(width),
-      scales(scales),
-      hidden(hidden),
-      blocks(blocks),
-      n(std::int64_t(channels) * height * width),
-      precision(precision),
-      on_device(on_device),
-      location(location, location + n),
-      spread(spread, spread + n) {
-  const bool bf16 = precision == Precision::kBFloat16;
-  check(on_device || !bf16 || cpu_bf16(), "precision: no bf16 on this machine");
-  log_spread = 0;
-  for (const float value : this->spread) log_spread += std::log(double(value));
-  saved_bytes = weight_bytes = 0;
-  std::size_t next = 0;
-  int c = channels, h = height, w = width;
-  const auto add = [&](bool checkerboard, int count) {
-    levels.emplace_back(c, h, w, checkerboard);
-    const Level& level = levels.back();
-    for (int k = 0; k < count; ++k, ++next) {
-      check(next < args.size(), "couplings: too few for this many scales");
-      const CouplingArg& arg = args[next];
-      check(int(arg.convs.size()) == 2 + 2 * blocks, "convs: expected 2 + 2 blocks of them");
-      FrozenCoupling coupling;
-      coupling.level = int(levels.size()) - 1;
-      coupling.mask = Mask((checkerboard ? 0 : 2) + k % 2);
-      coupling.gain.assign(arg.gain, arg.gain + level.gains);
-      for (int i = 0; i < int(arg.convs.size()); ++i) {
-        const ConvArg& conv = arg.convs[i];
-        const bool first = i == 0, last = i + 1 == int(arg.convs.size());
-        check(conv.inputs == (first ? level.inputs : hidden) &&
-                  conv.outputs == (last ? 2 * level.gains : hidden),
-              "convs: channels that do not fit the flow");
-        const Stage stage = first ? Stage::kFirst : last ? Stage::kLast : Stage::kHidden;
-        FrozenConv frozen = on_device ? freeze_for_device(conv, stage, precision, device_words)
-                                      : freeze(conv, stage, level.tile, bf16);
-        weight_bytes += frozen.forward.bytes() + frozen.backward.bytes();
-        if (first)
-          coupling.first = std::move(frozen);
-        else if (last)
-          coupling.last = std::move(frozen);
-        else
-          coupling.hidden.push_back(std::move(frozen));
-      }
-      const std::int64_t values =
-          std::int64_t(level.pixels[coupling.transformed()].size()) * level.gains;
-      coupling.saved_values = saved_bytes;
-      coupling.saved_bits = saved_bytes + 8 * values;
-      saved_bytes = coupling.saved_bits +
-                    padded(std::int64_t(2 * blocks + 1) * h * w * blocks_of(hidden) * 2);
-      if (on_device) coupling.device_gain = put(device_words, arg.gain, level.gains);
-      couplings.push_back(std::move(coupling));
-    }
-  };
-  for (int scale = 0; scale < scales; ++scale) {
-    const bool last = scale + 1 == scales;
-    add(true, last ? 4 : 3);
-    if (last) break;
-    check(h % 2 == 0 && w % 2 == 0, "height, width: expected even numbers at every squeeze");
-    c *= 4, h /= 2, w /= 2;
-    add(false, 3);
-    c /= 2;
-  }
-  check(next == args.size(), "couplings: too many for this many scales");
-  if (on_device) {
-    device_location = put(device_words, location, n);
-    device_spread = put(device_words, spread, n);
-    weight_bytes = 4 * std::int64_t(device_words.size());
-  }
-  workspace = on_device ? DeviceWorkspace(*this).image : 0;
-}
-
-DeviceWorkspace::DeviceWorkspace(const FrozenFlow& flow) {
-  std::int64_t map = 0, raw_map = 0, slots = 0;
-  for (const Level& level : flow.levels) {
-    const std::int64_t plane = level.pixels[0].size();
-    map = std::max(map, plane * blocks_of(flow.hidden) * kBlock);
-    raw_map = std::max(raw_map, plane * 8 * ((2 * level.gains + 7) / 8));
-  }
-  for (const FrozenCoupling& c : flow.couplings) {
-    const Level& level = flow.levels[c.level];
-    first_slot.push_back(slots);
-    slots +=
-        (std::int64_t(level.pixels[c.transformed()].size()) + 15) / 16 * blocks_of(2 * level.gains);
-  }
-  std::int64_t at = 0;
-  const auto place = [&](std::int64_t count) {
-    const std::int64_t here = at;
-    at += (count + 3) / 4 * 4;
-    return here;
-  };
-  state = place(flow.n), other = place(flow.n), a = place(std::max(map, raw_map)), h = place(map);
-  partials = place(slots);
-  this->slots = slots;
-  image = at;
-}
-
-bool cpu_bf16() {
-#if defined(__x86_64__)
-  return cpu_isa() == 2 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
-AlignedArray<char> FrozenFlow::take(std::int64_t bytes) const {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (auto it = spare_.begin(); it != spare_.end(); ++it)
-      if (it->first >= bytes) {
-        AlignedArray<char> found = std::move(it->second);
-        spare_.erase(it);
-        return found;
-      }
-    spare_.clear();  // too small for what is asked now
-  }
-  return aligned_array<char>(bytes);
-}
-
-void FrozenFlow::give(AlignedArray<char> space, std::int64_t bytes) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (spare_.size() < 4) spare_.emplace_back(bytes, std::move(space));
 }
 
 }  // namespace flowinv

@@ -1,5 +1,5 @@
 // The convolutions of a frozen conditioner on the CPU: small matrix products over blocks of 16
-// outputs, and Winograd's transforms around them. Included by frozen_flow_cpu.cpp only, once per
+// outputs, and Winograd's transforms around them. Included by engine_cpu.cpp only, once per
 // instruction set; all of it is local to that file.
 //
 // Activations lie channels-last in a map with a border of zeros, [padded_high, padded_wide, C].
@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "conditioner/frozen_flow.h"
-#include "conditioner/winograd.h"
+#include "frozen_flow/plan.h"
+#include "frozen_flow/winograd.h"
 
 namespace flowinv {
 namespace FI_ISA {
@@ -164,23 +164,23 @@ FI_HD void for_blocks(int blocks, const F& f) {
 // The nine taps' offsets, and the places of pixels (y W + x), in a padded map.
 struct Direct {
   int64_t offsets[9];
-  const Level& level;
+  const Resolution& resolution;
   int inputs;
 
-  Direct(const Level& level, int inputs) : level(level), inputs(inputs) {
+  Direct(const Resolution& resolution, int inputs) : resolution(resolution), inputs(inputs) {
     for (int tap = 0; tap < 9; ++tap)
-      offsets[tap] = (int64_t(tap / 3) * level.padded_wide + tap % 3) * inputs;
+      offsets[tap] = (int64_t(tap / 3) * resolution.padded_wide + tap % 3) * inputs;
   }
   const float* corner(const float* map, int pixel) const {
-    const int y = pixel / level.width, x = pixel % level.width;
-    return map + (int64_t(y) * level.padded_wide + x) * inputs;
+    const int y = pixel / resolution.width, x = pixel % resolution.width;
+    return map + (int64_t(y) * resolution.padded_wide + x) * inputs;
   }
 };
 
 // Convolution of few channels into a hidden map's: out[count, outputs], without bias.
-void widen(const float* map, const Level& level, const int* pixels, int count,
+void widen(const float* map, const Resolution& resolution, const int* pixels, int count,
            const PackedWeights& w, float* out) {
-  const Direct direct(level, w.inputs);
+  const Direct direct(resolution, w.inputs);
   const int64_t block_stride = int64_t(w.inputs) * kBlock;
   for (int first = 0; first < count; first += kRows) {
     const int rows = std::min(kRows, count - first);
@@ -241,9 +241,9 @@ void dots(const float* const* rows, const Direct& direct, const float* weights, 
 }
 
 // Convolution of a hidden map into few channels: out[count, outputs], without bias.
-void narrow(const float* map, const Level& level, const int* pixels, int count,
+void narrow(const float* map, const Resolution& resolution, const int* pixels, int count,
             const PackedWeights& w, float* out) {
-  const Direct direct(level, w.inputs);
+  const Direct direct(resolution, w.inputs);
   const auto outputs_of = [&](const float* const* rows, auto row_count, float* to) {
     constexpr int kR = decltype(row_count)::value;
     int o = 0;
@@ -325,17 +325,18 @@ FI_HD void transform_in(const float* in, int64_t row, int64_t column,
 
 // Tiles [first, first + count) of the group's, numbered image by image.
 template <int kTile, bool kRelu>
-void winograd_tiles(const Level& level, const Maps& maps, const PackedWeights& w,
+void winograd_tiles(const Resolution& resolution, const Maps& maps, const PackedWeights& w,
                     const Epilogue& epilogue, int64_t first, int count, float* scratch) {
   using W = Winograd<kTile>;
   const int channels = w.inputs, blocks = w.blocks();
-  const int64_t column = channels, row = int64_t(level.padded_wide) * channels;
-  const int64_t image_tiles = int64_t(level.tiles_high) * level.tiles_wide;
+  const int64_t column = channels, row = int64_t(resolution.padded_wide) * channels;
+  const int64_t image_tiles = int64_t(resolution.tiles_high) * resolution.tiles_wide;
   const int64_t point = int64_t(kTilesAtOnce) * channels;  // floats between points
   float *in_v = scratch, *out_m = scratch + W::kPoints * W::kPoints * point;
   for (int t = 0; t < count; ++t) {
     const int64_t image = (first + t) / image_tiles, tile = (first + t) % image_tiles;
-    const int64_t y = tile / level.tiles_wide * kTile, x = tile % level.tiles_wide * kTile;
+    const int64_t y = tile / resolution.tiles_wide * kTile,
+                  x = tile % resolution.tiles_wide * kTile;
     const float* in = maps.in + image * maps.map_stride + y * row + x * column;
     for (int c = 0; c < channels; c += kBlock) {
       Block v[W::kPoints][W::kPoints];
@@ -391,7 +392,8 @@ void winograd_tiles(const Level& level, const Maps& maps, const PackedWeights& w
     }
   for (int t = 0; t < count; ++t) {
     const int64_t image = (first + t) / image_tiles, tile = (first + t) % image_tiles;
-    const int y0 = int(tile / level.tiles_wide) * kTile, x0 = int(tile % level.tiles_wide) * kTile;
+    const int y0 = int(tile / resolution.tiles_wide) * kTile,
+              x0 = int(tile % resolution.tiles_wide) * kTile;
     float* out = maps.out + image * maps.map_stride + (y0 + 1) * row + (x0 + 1) * column;
     Epilogue finish = epilogue;
     finish.bits =
@@ -409,14 +411,14 @@ void winograd_tiles(const Level& level, const Maps& maps, const PackedWeights& w
 #pragma GCC unroll 8
         for (int i = 0; i < kTile; ++i) half[i][x] = y[i];
       }
-      for (int i = 0; i < kTile && y0 + i < level.height; ++i) {
+      for (int i = 0; i < kTile && y0 + i < resolution.height; ++i) {
         Block y[kTile];
         W::output(half[i], y);
 #pragma GCC unroll 8
         for (int j = 0; j < kTile; ++j)
-          if (x0 + j < level.width)
+          if (x0 + j < resolution.width)
             finish(y[j], out + i * row + j * column + c,
-                   (int64_t(y0 + i) * level.width + x0 + j) * blocks + c / kBlock, c);
+                   (int64_t(y0 + i) * resolution.width + x0 + j) * blocks + c / kBlock, c);
       }
     }
   }

@@ -1,21 +1,24 @@
-// CUDA walk of a frozen flow: a chain of kernels on one stream, no allocation, no synchronisation, so
-// that a graph can hold it. Per coupling forward: first, hidden and last convolution, the last one
+// CUDA engine of a frozen flow: a chain of kernels on one stream, no allocation, no synchronisation,
+// so that a graph can hold it. Per coupling forward: first, hidden and last convolution, the last one
 // ending in the affine map; backward the same and one kernel for the coupling's own gradients.
 //
 // parallelism  convolution.cuh; the rest one thread an element, log-determinants one block an image
 // launch       256 threads an elementwise kernel; 1x28x28, 3 scales, 2 blocks: 96 kernels of
-//              convolutions and 10 others forward, 122 backward
+//              convolutions and 9 others forward, 120 backward
 // traffic      a hidden map is read and written once a layer in float32, 1 MB at 64x64; saved for the
-//              backward pass: s, value and a bit per hidden number
+//              backward pass: s, value and a bit per hidden number. Mixing reads each input
+//              C / 4 times, from the caches
 // reduction    log-determinants: 16 pixels by 8 gains in a warp, these in order within an image
 // numerics     state, maps and log-determinants float32 in every precision
 // edge cases   empty batch launches nothing; NaN stays NaN
 // measured     never run on a GPU
-#include "conditioner/frozen_flow.h"
+#include "frozen_flow/frozen_flow.h"
 
 #include "common/image_reduce.cuh"
-#include "conditioner/convolution.cuh"
-#include "layout/squeeze.h"
+#include "frozen_flow/convolution.cuh"
+#include "frozen_flow/mixing.h"
+#include "frozen_flow/standardise.h"
+#include "frozen_flow/walk.h"
 
 namespace flowinv {
 namespace cuda {
@@ -192,224 +195,229 @@ struct CouplingGradBody {
   }
 };
 
-// Between images and standardised ones: x = state spread + location, or its gradients.
+template <bool kDown>
 struct StandardiseBody {
-  const float *in, *location, *spread;
-  float* out;
-  std::int64_t n;
-  bool to_image, backward;
+  float* state;  // [B, stride], of which the first `count` an image
+  const float *mean, *std;
+  std::int64_t count, stride;
+  bool backward;
 
   __device__ void operator()(std::int64_t index) const {
-    const std::int64_t i = index % n;
-    const float x = in[index];
-    out[index] = backward
-                     ? (to_image ? x / spread[i] : x * spread[i])
-                     : (to_image ? x * spread[i] + location[i] : (x - location[i]) / spread[i]);
+    using S = Standardised<kDown>;
+    const std::int64_t b = index / count, i = index - b * count;
+    float& here = state[b * stride + i];
+    here = backward ? S::gradient(here, std[i]) : S::value(here, mean[i], std[i]);
   }
 };
 
-struct CopyRowsBody {
+struct SqueezeStateBody {
   const float* in;
   float* out;
-  std::int64_t count, in_stride, out_stride;
+  SqueezeMap map;
+  std::int64_t stride;
+  bool down;
+
+  __device__ void operator()(std::int64_t index) const {
+    const std::int64_t b = index / map.count(), i = index - b * map.count();
+    out[b * stride + i] = in[b * stride + map.source(i, down)];
+  }
+};
+
+// A group of outputs of one pixel.
+struct MixBody {
+  const float* in;
+  float* out;
+  const float* matrix;
+  std::int64_t stride;
+  int channels, plane;
+
+  __device__ void operator()(std::int64_t index) const {
+    const int pixel = int(index % plane), groups = mixed_groups(channels);
+    const std::int64_t b = index / plane / groups;
+    const int group = int(index / plane - b * groups);
+    const float* from = in + b * stride + pixel;
+    float* to = out + b * stride + pixel;
+    const MixedChannels<float> mixed(matrix, channels, group,
+                                     [&](int c) { return from[std::int64_t(c) * plane]; });
+    FI_UNROLL
+    for (int k = 0; k < kMixedOutputs; ++k) {
+      const int channel = group * kMixedOutputs + k;
+      if (channel < channels) to[std::int64_t(channel) * plane] = mixed.outputs[k];
+    }
+  }
+};
+
+// The same numbers of every image, from one array with `stride` numbers an image to another.
+struct CopyBody {
+  const float* in;
+  float* out;
+  std::int64_t count, stride;
 
   __device__ void operator()(std::int64_t index) const {
     const std::int64_t b = index / count, i = index - b * count;
-    out[b * out_stride + i] = in[b * in_stride + i];
+    out[b * stride + i] = in[b * stride + i];
   }
 };
 
+// An image's log-determinant, and the zeros behind what its couplings have saved.
 __global__ void __launch_bounds__(kThreads)
     sum_slots_kernel(const float* FI_RESTRICT partials, std::int64_t slots, float start,
-                     float* FI_RESTRICT logdet) {
+                     float* FI_RESTRICT logdet, char* FI_RESTRICT saved, std::int64_t used_bytes,
+                     std::int64_t saved_bytes) {
   const float* row = partials + std::int64_t(blockIdx.x) * slots;
   float sum = 0;
   for (std::int64_t i = threadIdx.x; i < slots; i += kThreads) sum += row[i];
   const float total = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) logdet[blockIdx.x] = start + total;
+  if (threadIdx.x != 0) return;
+  logdet[blockIdx.x] = start + total;
+  if (!saved) return;
+  char* end = saved + std::int64_t(blockIdx.x) * saved_bytes;
+  for (std::int64_t i = used_bytes; i < saved_bytes; ++i) end[i] = 0;
 }
 
-// --- the walk ----------------------------------------------------------------------------------
+// --- the engine --------------------------------------------------------------------------------
 
+// State arrays hold n numbers an image, whatever part of them is in use.
 template <Precision kPrecision>
-class Walk {
+class Engine {
  public:
-  Walk(const FrozenFlowParams& p, const Place& place)
-      : p_(p), flow_(*p.flow), place_(place), space_(flow_) {
-    state_ = array(space_.state), other_ = array(space_.other);
-    a_ = array(space_.a), h_ = array(space_.h), partials_ = array(space_.partials);
+  Engine(const FrozenFlowParams& p, const Place& place)
+      : p_(p), plan_(*p.plan), place_(place), n_(p.plan->n) {
+    const DeviceWorkspace space(plan_);
+    const auto array = [&](std::int64_t offset) { return p.workspace + p.batch * offset; };
+    state_ = array(space.state), other_ = array(space.other);
+    a_ = array(space.a), h_ = array(space.h), partials_ = array(space.partials);
   }
 
   void run() {
-    if (p_.batch == 0) return;
-    p_.decode == p_.backward ? down() : up();
-    if (!p_.backward)
-      launch("frozen_flow", sum_slots_kernel, dim3(unsigned(p_.batch)), kThreads, place_, partials_,
-             space_.slots, float(p_.decode ? flow_.log_spread : -flow_.log_spread), p_.logdet);
+    p_.down() ? walk<true>(plan_, *this) : walk<false>(plan_, *this);
+    if (p_.backward) return;
+    launch(kName, sum_slots_kernel, dim3(unsigned(p_.batch)), kThreads, place_, partials_,
+           plan_.slots, p_.constant(), p_.logdet, p_.saved, plan_.used_bytes, plan_.saved_bytes);
   }
 
- private:
-  float* array(std::int64_t offset) { return p_.workspace + p_.batch * offset; }
-  const float* floats(std::int64_t at) const {
-    return reinterpret_cast<const float*>(p_.words) + at;
-  }
-  int coupling_count() const { return int(flow_.couplings.size()); }
+  // --- what walk.h asks for ----------------------------------------------------------------------
 
-  void standardise(const float* in, float* out, bool to_image) {
-    const StandardiseBody body{in,
-                               floats(flow_.device_location),
-                               floats(flow_.device_spread),
-                               out,
-                               flow_.n,
-                               to_image,
-                               p_.backward};
-    for_each("frozen_flow", body, p_.batch * flow_.n, place_);
+  void take(std::int64_t from, std::int64_t to, std::int64_t count) {
+    for_each(kName, CopyBody{p_.in + from, state_ + to, count, n_}, p_.batch * count, place_);
   }
-  void copy_rows(const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
-                 std::int64_t count) {
-    for_each("frozen_flow", CopyRowsBody{in, out, count, in_stride, out_stride}, p_.batch * count,
+
+  void put(std::int64_t from, std::int64_t to, std::int64_t count) {
+    for_each(kName, CopyBody{state_ + from, p_.out + to, count, n_}, p_.batch * count, place_);
+  }
+
+  template <bool kDown>
+  void standardise(const StandardiseLayer& layer) {
+    const std::int64_t count = std::int64_t(layer.std.size());
+    const StandardiseBody<kDown> body{
+        state_, floats(layer.device_mean), floats(layer.device_std), count, n_, p_.backward};
+    for_each(kName, body, p_.batch * count, place_);
+  }
+
+  void squeeze(const SqueezeMap& map, bool down) {
+    for_each(kName, SqueezeStateBody{state_, other_, map, n_, down}, p_.batch * map.count(),
              place_);
-  }
-  // From state_ to other_, and their names exchanged. level: the squeezed one.
-  void squeeze_state(const Level& level, bool to_squeezed) {
-    SqueezeParams s{};
-    s.element_size = 4;
-    s.squeeze = to_squeezed;
-    s.batch = p_.batch;
-    s.channels = level.channels, s.height = level.height, s.width = level.width;
-    s.in_stride = stride_;
-    s.in = state_, s.out = other_;
-    squeeze(s, place_);
     std::swap(state_, other_);
   }
 
-  // encode, or the gradient of decode: images in, latents out.
-  void down() {
-    standardise(p_.in, state_, false);
-    std::int64_t left = stride_ = flow_.n;
-    int next = 0;
-    for (int l = 0; l < int(flow_.levels.size()); ++l) {
-      const Level& level = flow_.levels[l];
-      if (!level.checkerboard) squeeze_state(level, true), stride_ = left;
-      for (; next < coupling_count() && flow_.couplings[next].level == l; ++next) coupling(next);
-      const bool last = l + 1 == int(flow_.levels.size());
-      float* out = p_.out + flow_.n - left;
-      if (last) copy_rows(state_, stride_, out, flow_.n, left);
-      if (level.checkerboard) continue;
-      copy_rows(state_ + left / 2, stride_, out, flow_.n, left / 2);
-      left /= 2;
-    }
+  void mix(const MixingLayer& layer) {
+    const float* matrix = floats(layer.weights.device_matrix[p_.decode][p_.backward]);
+    const MixBody body{state_, other_, matrix, n_, layer.channels, layer.plane};
+    for_each(kName, body, p_.batch * mixed_groups(layer.channels) * layer.plane, place_);
+    std::swap(state_, other_);
   }
 
-  // decode, or the gradient of encode: latents in, images out.
-  void up() {
-    std::int64_t left = flow_.n >> (flow_.scales - 1);
-    int next = coupling_count() - 1;
-    stride_ = left;
-    copy_rows(p_.in + flow_.n - left, flow_.n, state_, stride_, left);
-    for (int l = int(flow_.levels.size()) - 1; l >= 0; --l) {
-      const Level& level = flow_.levels[l];
-      if (!level.checkerboard) {
-        copy_rows(state_, stride_, other_, 2 * left, left);
-        copy_rows(p_.in + flow_.n - 2 * left, flow_.n, other_ + left, 2 * left, left);
-        std::swap(state_, other_);
-        stride_ = left *= 2;
-      }
-      for (; next >= 0 && flow_.couplings[next].level == l; --next) coupling(next);
-      if (!level.checkerboard) squeeze_state(level, false);
-    }
-    standardise(state_, p_.out, true);
+  void couple(const CouplingLayer& c) {
+    const Resolution& resolution = plan_.resolutions[c.resolution];
+    p_.backward ? coupling_backward(c, resolution) : coupling_forward(c, resolution);
   }
 
-  void coupling(int index) {
-    const FrozenCoupling& c = flow_.couplings[index];
-    const Level& level = flow_.levels[c.level];
-    p_.backward ? coupling_backward(c, level) : coupling_forward(c, level, index);
-  }
+ private:
+  static constexpr const char* kName = "frozen_flow";
 
+  const float* floats(std::int64_t at) const {
+    return reinterpret_cast<const float*>(p_.words) + at;
+  }
   char* saved(std::int64_t offset) const { return p_.saved ? p_.saved + offset : nullptr; }
 
   // A convolution into a hidden map.
   template <class Source>
-  void to_hidden(const FrozenCoupling& c, const Level& level, const FrozenConv& conv,
+  void to_hidden(const CouplingLayer& c, const Resolution& resolution, const FrozenConv& conv,
                  const Source& source, float* out, bool add, int bit_map) {
-    const int plane = level.height * level.width, channels = blocks_of(flow_.hidden) * kBlock;
-    const std::int64_t bits =
-        c.saved_bits + std::int64_t(bit_map) * plane * (channels / kBlock) * 2;
+    const int plane = resolution.plane(), channels = c.hidden_channels();
+    const std::int64_t bits = c.saved_bits + 2 * bit_map * c.bit_words(resolution);
     const HiddenSink sink{out,         plane,
                           channels,    p_.backward,
                           add,         floats(conv.device_bias),
-                          saved(bits), flow_.saved_bytes};
-    convolve<kPrecision>("frozen_flow_hidden", PixelRows(level, 0), p_.batch,
+                          saved(bits), plan_.saved_bytes};
+    convolve<kPrecision>("frozen_flow_hidden", PixelRows(resolution, 0), p_.batch,
                          p_.backward ? conv.device_backward : conv.device_forward, p_.words, source,
                          sink, place_);
   }
 
-  MapSource map(const Level& level, const float* from) const {
-    return {from, level.height * level.width, blocks_of(flow_.hidden) * kBlock,
-            p_.backward ? -INFINITY : 0.0f};
+  MapSource map(const CouplingLayer& c, const Resolution& resolution, const float* from) const {
+    return {from, resolution.plane(), c.hidden_channels(), p_.backward ? -INFINITY : 0.0f};
   }
 
-  void coupling_forward(const FrozenCoupling& c, const Level& level, int index) {
-    const int plane = level.height * level.width;
-    const PixelRows seen(level, c.untouched()), moved(level, c.transformed());
-    const StateSource source{state_, stride_,      seen,
-                             plane,  level.inputs, c.first_half() ? level.gains : 0};
-    to_hidden(c, level, c.first, source, h_, false, 0);
-    for (int i = 0; i < flow_.blocks; ++i) {
-      to_hidden(c, level, c.hidden[2 * i], map(level, h_), a_, false, 2 * i + 1);
-      to_hidden(c, level, c.hidden[2 * i + 1], map(level, a_), h_, true, 2 * i + 2);
+  void coupling_forward(const CouplingLayer& c, const Resolution& resolution) {
+    const int plane = resolution.plane();
+    const PixelRows seen(resolution, c.seen()), moved(resolution, c.moved());
+    const StateSource source{state_, n_, seen, plane, c.inputs, c.seen_channel()};
+    to_hidden(c, resolution, c.first, source, h_, false, 0);
+    for (int i = 0; i < c.blocks; ++i) {
+      to_hidden(c, resolution, c.between[2 * i], map(c, resolution, h_), a_, false, 2 * i + 1);
+      to_hidden(c, resolution, c.between[2 * i + 1], map(c, resolution, a_), h_, true, 2 * i + 2);
     }
     AffineSink sink{};
-    sink.state = state_, sink.stride = stride_, sink.plane = plane, sink.gains = level.gains;
-    sink.first_channel = c.mask == Mask::kChannelSecond ? level.gains : 0;
-    sink.decode = p_.decode;
+    sink.state = state_, sink.stride = n_, sink.plane = plane, sink.gains = c.gains;
+    sink.first_channel = c.moved_channel();
+    sink.decode = c.decodes(p_.decode);
     sink.gain = floats(c.device_gain), sink.bias = floats(c.last.device_bias);
-    sink.saved = saved(c.saved_values), sink.saved_stride = flow_.saved_bytes;
+    sink.saved = saved(c.saved_values), sink.saved_stride = plan_.saved_bytes;
     sink.rows = moved.count;
-    sink.partials = partials_ + space_.first_slot[index], sink.slots = space_.slots;
-    sink.blocks = blocks_of(2 * level.gains);
+    sink.partials = partials_ + c.first_slot, sink.slots = plan_.slots;
+    sink.blocks = blocks_of(2 * c.gains);
     convolve<kPrecision>("frozen_flow_last", moved, p_.batch, c.last.device_forward, p_.words,
-                         map(level, h_), sink, place_);
+                         map(c, resolution, h_), sink, place_);
   }
 
-  void coupling_backward(const FrozenCoupling& c, const Level& level) {
-    const int plane = level.height * level.width, chunks = c.last.device_backward.chunks;
-    const PixelRows seen(level, c.untouched()), moved(level, c.transformed());
-    CouplingGradBody body{state_, a_, stride_, flow_.saved_bytes, moved};
-    body.plane = plane, body.gains = level.gains, body.pairs = 4 * chunks;
-    body.first_channel = c.mask == Mask::kChannelSecond ? level.gains : 0;
-    body.decode = p_.decode;
+  void coupling_backward(const CouplingLayer& c, const Resolution& resolution) {
+    const int plane = resolution.plane(), chunks = c.last.device_backward.chunks;
+    const PixelRows seen(resolution, c.seen()), moved(resolution, c.moved());
+    CouplingGradBody body{state_, a_, n_, plan_.saved_bytes, moved};
+    body.plane = plane, body.gains = c.gains, body.pairs = 4 * chunks;
+    body.first_channel = c.moved_channel();
+    body.decode = c.decodes(p_.decode);
     body.gain = floats(c.device_gain);
     body.saved = saved(c.saved_values);
     body.grad_logdet = p_.grad_logdet;
     for_each("frozen_flow_coupling_grad", body, p_.batch * plane * body.pairs, place_);
     const MapSource raw{a_, plane, 8 * chunks, -INFINITY};
-    to_hidden(c, level, c.last, raw, h_, false, 2 * flow_.blocks);
-    for (int i = flow_.blocks - 1; i >= 0; --i) {
-      to_hidden(c, level, c.hidden[2 * i + 1], map(level, h_), a_, false, 2 * i + 1);
-      to_hidden(c, level, c.hidden[2 * i], map(level, a_), h_, true, 2 * i);
+    to_hidden(c, resolution, c.last, raw, h_, false, 2 * c.blocks);
+    for (int i = c.blocks - 1; i >= 0; --i) {
+      to_hidden(c, resolution, c.between[2 * i + 1], map(c, resolution, h_), a_, false, 2 * i + 1);
+      to_hidden(c, resolution, c.between[2 * i], map(c, resolution, a_), h_, true, 2 * i);
     }
-    const GradientSink sink{state_, stride_, plane, level.inputs, c.first_half() ? level.gains : 0};
+    const GradientSink sink{state_, n_, plane, c.inputs, c.seen_channel()};
     convolve<kPrecision>("frozen_flow_first_grad", seen, p_.batch, c.first.device_backward,
-                         p_.words, map(level, h_), sink, place_);
+                         p_.words, map(c, resolution, h_), sink, place_);
   }
 
   const FrozenFlowParams& p_;
-  const FrozenFlow& flow_;
+  const Plan& plan_;
   const Place& place_;
-  const DeviceWorkspace space_;
+  const std::int64_t n_;  // between images of a state
   float *state_, *other_, *a_, *h_, *partials_;
-  std::int64_t stride_ = 0;  // between images of state_
 };
 
 }  // namespace
 
 void frozen_flow(const FrozenFlowParams& p, const Place& place) {
-  switch (p.flow->precision) {
-    case Precision::kFloat32: return Walk<Precision::kFloat32>(p, place).run();
-    case Precision::kTf32: return Walk<Precision::kTf32>(p, place).run();
-    case Precision::kBFloat16: return Walk<Precision::kBFloat16>(p, place).run();
+  if (p.batch == 0) return;
+  switch (p.plan->precision) {
+    case Precision::kFloat32: return Engine<Precision::kFloat32>(p, place).run();
+    case Precision::kTf32: return Engine<Precision::kTf32>(p, place).run();
+    case Precision::kBFloat16: return Engine<Precision::kBFloat16>(p, place).run();
   }
 }
 

@@ -1,0 +1,131 @@
+"""A reconstruction on disk: everything comes back; damaged and foreign files are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from helpers import assert_names
+from safetensors.torch import save_file
+from toy_flows import SHAPE, AffineFlow
+
+import flowinv_fast as ff
+from flowinv_fast import Reconstruction, noise, operators
+
+QUIET = {"progress": False, "steps": 4, "throw": False}
+
+
+@pytest.fixture
+def affine() -> AffineFlow:
+    flow = AffineFlow(torch.randn(SHAPE).double(), torch.rand(SHAPE).double() + 0.5)
+    flow.info = {"log_prob_peak": 0.0}
+    return flow
+
+
+def found(affine, batch: int = 3, **options) -> Reconstruction:
+    y = torch.randn(batch, *SHAPE, dtype=torch.float64)
+    y[:1] = math.nan  # a status of its own
+    return ff.reconstruct(
+        y, operators.Identity(), affine, noise.Gaussian(0.4), **options, **QUIET
+    )  # fmt: skip
+
+
+CASES = {
+    "latent": {}, "image": {"objective": "map-image"}, "no-density": {"objective": "csgm"},
+    "empty": {"batch": 0}, "one": {"batch": 1}, "weights": {"objective": ff.MAP(torch.ones(3))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_comes_back(affine, case, tmp_path):
+    kept = found(affine, **CASES[case])
+    path = tmp_path / "kept.safetensors"
+    kept.save(path)
+    got = Reconstruction.load(path)
+    for field in fields(Reconstruction):
+        before, after = getattr(kept, field.name), getattr(got, field.name)
+        if isinstance(before, torch.Tensor):
+            assert torch.equal(before, after) and before.dtype == after.dtype, field.name
+        else:
+            assert before == after and type(before) is type(after), field.name
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]
+    assert repr(got) == repr(kept)
+
+
+def test_the_header_is_json(affine, tmp_path):
+    from safetensors import safe_open
+
+    kept, path = found(affine), tmp_path / "kept.safetensors"
+    kept.save(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["flowinv_fast"])
+    assert header["status"] == ["BAD_MEASUREMENT", "MAX_STEPS", "MAX_STEPS"]
+    assert header["config"] == kept.config
+
+
+def header(**changes) -> dict:
+    whole = {"format": "flowinv_fast.reconstruction.1", "status": ["MAX_STEPS"] * 2, "config": {}}
+    return {"flowinv_fast": json.dumps({**whole, **changes})}
+
+
+def tensors(**changes) -> dict:
+    one, images = torch.zeros(2), torch.zeros(2, *SHAPE)
+    whole = {
+        "x": images, "z": torch.zeros(2, 16), "noise": images.clone(), "loss": one,
+        "log_noise": one.clone(), "log_prior": one.clone(), "history": torch.zeros(5, 2),
+        "steps": torch.zeros(2, dtype=torch.long),
+    }  # fmt: skip
+    return {k: v for k, v in {**whole, **changes}.items() if v is not None}
+
+
+FOREIGN = {
+    "format": (tensors(), header(format="flowinv_fast.flow.1")),
+    "no-header": (tensors(), {}),
+    "no-json": (tensors(), {"flowinv_fast": "{"}),
+    "list": (tensors(), {"flowinv_fast": "[]"}),
+    "status": (tensors(), header(status=["FINE", "FINE"])),
+    "status-few": (tensors(), header(status=["MAX_STEPS"])),
+    "config": (tensors(), header(config=None)),
+    "missing": (tensors(x=None), header()),
+    "more": (tensors(y=torch.zeros(2)), header()),
+    "batch": (tensors(loss=torch.zeros(3)), header()),
+    "history": (tensors(history=torch.zeros(5, 3)), header()),
+    "history-flat": (tensors(history=torch.zeros(5)), header()),
+    "scalar": (tensors(loss=torch.tensor(1.0)), header()),
+}
+
+
+def test_the_made_up_file_is_whole(tmp_path):
+    save_file(tensors(), tmp_path / "file", metadata=header())
+    assert Reconstruction.load(tmp_path / "file").status == [ff.Status.MAX_STEPS] * 2
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_files_are_refused(case, tmp_path):
+    data, metadata = FOREIGN[case]
+    save_file(data, tmp_path / "file", metadata=metadata)
+    assert_names("path", lambda: Reconstruction.load(tmp_path / "file"))
+
+
+def test_damaged_and_missing_files_are_refused(affine, tmp_path):
+    path = tmp_path / "kept"
+    found(affine).save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello", whole[:50], whole[:-1], whole[1:]):
+        path.write_bytes(damaged)
+        assert_names("path", lambda: Reconstruction.load(path))
+    assert_names("path", lambda: Reconstruction.load(tmp_path / "none"))
+    assert_names("path", lambda: Reconstruction.load(tmp_path))
+
+
+def test_a_failed_save_leaves_the_file_as_it_was(affine, tmp_path):
+    path, kept = tmp_path / "kept", found(affine)
+    kept.save(path)
+    before = path.read_bytes()
+    kept.config["odd"] = object()
+    with pytest.raises(TypeError):
+        kept.save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
