@@ -162,13 +162,11 @@ def training(result: dict) -> Lines:
     """A training step against other ways to write it."""
     where, rows, names = result["conditions"], result["rows"], contenders(result["rows"])
     on_gpu = where["device"] == "cuda"
-    table: list[list[object]] = [
-        ["model", "hidden", "batch", "quartiles of ours", *names]
-        + (["ours, images/s"] if on_gpu else [])
-    ]
+    own = ["ours, images/s"] if on_gpu else []
+    table: list[list[object]] = [["model", "hidden", "batch", "quartiles of ours", *names, *own]]
     for row in rows:
         low, high = row["quartiles"]["ours"]
-        own = [row["images_per_second"]["ours"]] if on_gpu else []
+        own = [str(row["images_per_second"]["ours"])] if on_gpu else []
         facts = [row["model"], row["hidden"], row["batch"], f"{low:.2f} to {high:.2f}"]
         table.append([*facts, *ratios(row, names), *own])
     far = max(d["log_prob"] for row in rows for d in row["disagreement"].values())
@@ -182,7 +180,7 @@ def training_memory(result: dict) -> Lines:
     where = result["conditions"]
     head = ["sweep", "scales", "blocks", "couplings", "plain: kept, MB", "peak, MB"]
     head += ["recomputed: kept, MB", "peak, MB", "peaks, plain over recomputed"]
-    table: list[list[object]] = [head]
+    table: list[list[object]] = [[*head]]
     for row in result["rows"]:
         plain, less = row["plain"], row["recompute"]
         cells = [row["sweep"], row["scales"], row["blocks"], row["couplings"]]

@@ -16,7 +16,7 @@ from .tasks import TASKS
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 _FILES = ("test_file", "tuning_file", "digit_file", "other_file")
 
@@ -73,7 +73,7 @@ class ReproduceConfig:
         self._check_files()
 
     def _check(self, name: str, good: object, wanted: str) -> None:
-        require(good, "ReproduceConfig", name, wanted, getattr(self, name))
+        require(bool(good), "ReproduceConfig", name, wanted, getattr(self, name))
 
     def _check_files(self) -> None:
         for name in _FILES:
@@ -94,7 +94,7 @@ class ReproduceConfig:
 
     def shortened(self) -> ReproduceConfig:
         """The quick form: few images and steps, short sweeps, shipped images if there are any."""
-        kept = 0 if DATASETS[self.dataset].images else 2  # test and tuning files
+        shipped = bool(DATASETS[self.dataset].images)
         return replace(
             self,
             images=min(self.images, 4),
@@ -103,7 +103,10 @@ class ReproduceConfig:
             restarts=1,
             chunk=4,
             quick=True,
-            **dict.fromkeys(_FILES[kept:], ""),
+            test_file="" if shipped else self.test_file,
+            tuning_file="" if shipped else self.tuning_file,
+            digit_file="",
+            other_file="",
         )
 
     def save(self, path: str | os.PathLike) -> None:

@@ -149,7 +149,7 @@ def _solve(demo: Demo, images: int, seed: int, steps: int) -> tuple[dict[str, An
     generator = torch.Generator().manual_seed(seed)
     y = measure(truth, setting.operator, setting.noise_source, generator)
     mean_psnr = lambda x: metrics.psnr(x, truth).mean().item()
-    common = {"steps": steps, "seed": seed, "progress": False}
+    common: dict[str, Any] = {"steps": steps, "seed": seed, "progress": False}
     ours = reconstruct(y, setting.operator, prior, setting.noise, **common, **map_options(setting))
     # The grid of gammas is one batch: every image with every gamma.
     grid = torch.tensor(demo.gammas).repeat_interleave(images)

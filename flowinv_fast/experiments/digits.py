@@ -37,7 +37,8 @@ class RealDigits:
         chosen = self._chosen((shape[0], places.shape[1]), generator)
         patches = 0.5 * self.digits[chosen][:, :, 0]
         rest = self.model.std * torch.randn(shape, generator=generator)
-        size = tuple(shape[1:])
+        channels, height, width = shape[1:]
+        size = (channels, height, width)
         covered = ops.scatter_patches(torch.ones_like(patches), places, size)
         return torch.where(covered > 0, ops.scatter_patches(patches, places, size), rest)
 

@@ -51,8 +51,9 @@ class Images:
             ArgumentError: a file that holds too few images, or none.
         """
         dataset, file = DATASETS[config.dataset], config.other_file
-        pair = _pair(config, DATASETS[dataset.other], "other_file", file, file)
-        return cls(*(fit_images(images, dataset.shape) for images in pair), torch.empty(0))
+        test, tuning = _pair(config, DATASETS[dataset.other], "other_file", file, file)
+        fitted = lambda images: fit_images(images, dataset.shape)
+        return cls(fitted(test), fitted(tuning), torch.empty(0))
 
 
 def paper_selection(

@@ -179,8 +179,8 @@ def rms(std: Tensor) -> float:
 
 MAP_METHOD = "map"
 # Of a task without tuning: the same factors around the default of either weight.
-BETAS = tuple(MAP().beta * 4.0**k for k in range(-2, 3))
-GAMMAS = tuple(AsimLikelihood().gamma * 4.0**k for k in range(-2, 3))
+BETAS = tuple(float(MAP().beta) * 4.0**k for k in range(-2, 3))
+GAMMAS = tuple(float(AsimLikelihood().gamma) * 4.0**k for k in range(-2, 3))
 _BETA = (1.0, 0.5, 0.25, 0.1)
 _LAM = (0.1, 0.3, 1.0, 3.0)
 _LR = (0.01, 0.03, 0.1, 0.3)

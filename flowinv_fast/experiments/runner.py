@@ -218,14 +218,14 @@ class _Run:
         ]
         self._work(cells, "tuning")
         for setting, method in pairs:
-            best = method.grid[0]
-            if len(method.grid) > 1:
-                best = max(method.grid, key=lambda v, s=setting, m=method: self._score(s, m, v))
-            self.chosen[setting.title, method.name] = best
+            self.chosen[setting.title, method.name] = self._best(setting, method)
 
-    def _score(self, setting: Setting, method: Method, value: float) -> float:
-        """Mean PSNR of the tuning images."""
-        return _mean([row["psnr"] for row in self._rows(setting, method, value, "tuning")])
+    def _best(self, setting: Setting, method: Method) -> float:
+        """The value of the grid with the highest mean PSNR of the tuning images."""
+        if len(method.grid) == 1:
+            return method.grid[0]
+        rows = lambda value: self._rows(setting, method, value, "tuning")
+        return max(method.grid, key=lambda value: _mean([row["psnr"] for row in rows(value)]))
 
     def _planned(self) -> list[tuple[Setting, Method, float]]:
         plan = []

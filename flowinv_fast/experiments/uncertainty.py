@@ -66,8 +66,9 @@ def bound(flow: Flow, truth: Tensor, steps: int, seed: int) -> dict[str, Any]:
     std, same = 0.2, Identity()
     noise = Gaussian(std)
     y = measure(truth, same, noise, torch.Generator().manual_seed(seed))
-    options = {"objective": "map-image", "steps": steps, "seed": seed, "progress": False}
-    found = reconstruct(y, same, flow, noise, **options)
+    found = reconstruct(
+        y, same, flow, noise, objective="map-image", steps=steps, seed=seed, progress=False
+    )
     norm = lambda t: t.flatten(1).norm(dim=1)
     estimate = recovery_bound(flow, found.x, norm(y - truth), std, 1e-2)
     columns = {
