@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._base.files import whole_file
+from .._base.templates import filled
 from ..metrics import interval
 from . import figures
 from .cells import POSTERIOR, Arrays, Pictures, load_arrays, load_pictures, load_result
@@ -19,6 +20,7 @@ from .figures import psnrs
 from .methods import MAP_METHOD
 from .tasks import TASKS
 
+_PAGE = Path(__file__).parent / "report_page.html"
 Result = dict[str, Any]
 Row = dict[str, Any]
 
@@ -167,32 +169,26 @@ def write(result: Result, pictures: Pictures, posterior: Arrays, folder: Path) -
     Returns:
         The path of report.html.
     """
-    parts = [_head(result), "<h2>What the paper claims, here</h2>"]
-    parts.append(_html_table([["claim", "measured"], *map(list, claims(result))]))
-    for task in dict.fromkeys(row["task"] for row in result["rows"]):
-        parts += _task(result, task, pictures, folder)
-    parts.append(_posterior(result, posterior, folder))
-    parts.append(_bound(result))
-    parts.append(_tuning(result))
+    config, drawn, bound = result["config"], result["posterior"], result["bound"]
+    tasks = dict.fromkeys(row["task"] for row in result["rows"])
+    values = {
+        **{key: config[key] for key in ("dataset", "images", "seed", "steps", "tuning_images")},
+        **{key: result[key] for key in ("version", "torch", "threads")},
+        **{key: drawn[key] for key in ("samples", "warm_up")},
+        **{key: f"{drawn[key]:.2f}" for key in ("z", "acceptance", "top")},
+        "config": html.escape(", ".join(f"{key} = {value}" for key, value in config.items())),
+        "claims": _html_table([["claim", "measured"], *map(list, claims(result))]),
+        "tasks": "\n".join(part for t in tasks for part in _task(result, t, pictures, folder)),
+        "posterior": _posterior(drawn["top"], posterior, folder) if posterior else "",
+        "std": bound["std"],
+        "bound": _bound(bound),
+        "tuning": _tuning(result),
+    }
+    conditions = ["bound" if bound["images"] else "no_bound"] + ["posterior"] * bool(posterior)
     path = folder / "report.html"
     with whole_file(path) as temporary:
-        temporary.write_text(_PAGE.format(body="\n".join(parts)))
+        temporary.write_text(filled(_PAGE, values, conditions))
     return path
-
-
-def _head(result: Result) -> str:
-    config = result["config"]
-    facts = html.escape(", ".join(f"{key} = {value}" for key, value in config.items()))
-    return _HEAD.format(
-        dataset=config["dataset"],
-        images=config["images"],
-        seed=config["seed"],
-        steps=config["steps"],
-        version=result["version"],
-        torch=result["torch"],
-        threads=result["threads"],
-        facts=facts,
-    )
 
 
 def _task(result: Result, task: str, pictures: Pictures, folder: Path) -> list[str]:
@@ -225,13 +221,9 @@ def _axes(result: Result, task: str) -> list[str]:
     return [axis for axis in names if len({at[axis] for at in places if axis in at}) > 1]
 
 
-def _posterior(result: Result, posterior: Arrays, folder: Path) -> str:
-    """Uncertainty of the posterior."""
-    drawn, path = result["posterior"], folder / "posterior.png"
-    text = _POSTERIOR.format(**drawn)
-    if not posterior:
-        return text
-    top, mean = drawn["top"], posterior["mean"]
+def _posterior(top: float, posterior: Arrays, folder: Path) -> str:
+    """Mean and uncertainty of the draws as a picture; ``top`` is the level shown white."""
+    path, mean = folder / "posterior.png", posterior["mean"]
     strips = [
         ("truth", posterior["truth"]),
         ("measurement", posterior["y"]),
@@ -240,56 +232,29 @@ def _posterior(result: Result, posterior: Arrays, folder: Path) -> str:
         ("error of the mean", np.abs(mean - posterior["truth"]) / top),
     ]
     figures.strips(strips, path)
-    return text + _LEVELS.format(top=top) + _embedded(path)
+    return _embedded(path)
 
 
-def _bound(result: Result) -> str:
-    """The bound of Theorem 4.1."""
-    bound = result["bound"]
-    if not bound["images"]:
-        return "<p>Theorem 4.1 is not estimated for images of this size.</p>"
+def _bound(bound: dict[str, Any]) -> str:
+    """The bound of Theorem 4.1, a row for each image."""
     head = ["image", "mu", "||delta||", "bound", "||x - x*||", "PSNR, dB"]
     keys = ("mu", "delta_norm", "bound", "distance", "psnr")
     number = lambda v: "none" if v is None else f"{v:.2f}"  # where 1 + mu std^2 is not positive
     rows = [[str(row["image"]), *(number(row[key]) for key in keys)] for row in bound["images"]]
-    return _BOUND.format(std=bound["std"]) + _html_table([head, *rows])
+    return _html_table([head, *rows])
 
 
 def _tuning(result: Result) -> str:
+    """Grid and choice of every method at every setting."""
     lines = [["setting", "method", "parameter", "grid", "chosen"]]
     for row in result["tuned"]:
         grid = ", ".join(f"{value:g}" for value in row["grid"])
         names = [row["setting"], row["method"], row["parameter"]]
         lines.append([*names, grid, f"{row['value']:g}"])
-    return _TUNING.format(images=result["config"]["tuning_images"], table=_html_table(lines))
+    return _html_table(lines)
 
 
 # --- HTML -----------------------------------------------------------------------------------------
-
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>flowinv_fast report</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse;margin:1em 0}}td,th{{border:1px solid #ccc;padding:.25em .6em;
-text-align:left}}.small{{color:#666;font-size:12px}}img{{max-width:100%}}</style>
-<body>{body}</body></html>
-"""
-_HEAD = """<h1>flowinv_fast: the paper's experiments on {dataset}</h1>
-<p>{images} test images a task, seed {seed}, {steps} steps. Mean PSNR in dB of images clipped to
-[0, 1], with the 95 % interval of the mean over images; below it ours minus the method, paired by
-image, and the value of the method's parameter.</p>
-<p class=small>flowinv_fast {version}, torch {torch}, {threads} threads; {facts}</p>"""
-_POSTERIOR = """<h2>Beyond the paper: uncertainty</h2><p>Posterior draws for 2-D sinusoidal noise,
-c = 0.2: {samples} draws after {warm_up} steps of preconditioned Langevin sampling from the MAP
-solution, one chain an image. The root mean square of error over standard deviation is {z:.2f} (1
-where the draws' spread tells the whole error), acceptance {acceptance:.2f}.</p>"""
-_LEVELS = "<p>Grey levels of the last two rows end at {top:.2f}.</p>"
-_BOUND = """<h2>Beyond the paper: Theorem 4.1</h2><p>Denoising with Gaussian noise of standard
-deviation {std}: ||x - x*|| &le; ||delta|| / (1 + mu std^2), with mu, the smallest curvature of
--log p_G, estimated at the reconstruction by Lanczos iterations and the true image as x*: an
-estimate at a point, no proof over the ball (and the true image is not quite a local optimum of the
-prior, which the theorem wants).</p>"""
-_TUNING = """<h2>Tuning</h2><p>Every method's one parameter was chosen from four values by mean PSNR
-on {images} images outside the test set, at every setting.</p>
-<details><summary>what was chosen</summary>{table}</details>"""
 
 
 def _html_table(lines: list[list[str]]) -> str:
