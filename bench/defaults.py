@@ -16,8 +16,7 @@ from harness import conditions, write
 
 import flowinv_fast as ff
 from flowinv_fast.data import sample_images
-from flowinv_fast.experiments.demo import tasks
-from flowinv_fast.experiments.tasks import loss_of_truth
+from flowinv_fast.experiments.demo import demos
 
 
 def main() -> None:
@@ -32,27 +31,27 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows = []
-    for task in tasks(0):
-        if task.name not in arguments.tasks:
+    for demo in demos(0):
+        if demo.name not in arguments.tasks:
             continue
-        truth, prior = sample_images(task.images, arguments.images), ff.load_flow(task.prior)
-        y = ff.measure(truth, task.operator, task.drawn, torch.Generator().manual_seed(0))
-        least = loss_of_truth(truth, y, task, prior)
-        for goal, start, lr in itertools.product(
+        setting, dataset = demo.setting, demo.setting.dataset
+        truth, prior = sample_images(dataset.images, arguments.images), ff.load_flow(dataset.flow)
+        generator = torch.Generator().manual_seed(0)
+        y = ff.measure(truth, setting.operator, setting.noise_source, generator)
+        least = setting.loss_of_truth(truth, y, prior)
+        for objective, start, lr in itertools.product(
             ("map", "map-image"), ("measurement", "zeros", "draw"), (0.03, 0.1)
         ):
+            options = {"objective": objective, "start": start, "lr": lr, "steps": arguments.steps}
             found = ff.reconstruct(
-                y, task.operator, prior, task.noise, objective=goal, start=start, lr=lr,
-                steps=arguments.steps, progress=False,
-            )  # fmt: skip
-            rows.append({
-                "task": task.name, "method": goal, "init": start, "lr": lr,
-                "psnr": ff.metrics.psnr(found.x, truth).mean().item(),
-                "loss_gap": (found.loss - least).median().item(),
-            })  # fmt: skip
-            print(
-                *(f"{v:.2f}" if isinstance(v, float) else v for v in rows[-1].values()), flush=True
+                y, setting.operator, prior, setting.noise, progress=False, **options
             )
+            psnr = ff.metrics.psnr(found.x, truth).mean().item()
+            gap = (found.loss - least).median().item()
+            facts = {"task": demo.name, "objective": objective, "start": start, "lr": lr}
+            rows.append({**facts, "psnr": psnr, "loss_gap": gap})
+            told = (f"{v:.2f}" if isinstance(v, float) else v for v in rows[-1].values())
+            print(*told, flush=True)
     where = conditions("cpu", images=arguments.images, steps=arguments.steps, seed=0)
     print("wrote", write("defaults", {"conditions": where, "rows": rows}))
 

@@ -57,11 +57,13 @@ def time_together(
     quartiles = lambda v: statistics.quantiles(v, n=4) if len(v) > 1 else [v[0]] * 3
     return {
         name: {
-            "first": first[name], "median": statistics.median(v),
-            "low": quartiles(v)[0], "high": quartiles(v)[2],
+            "first": first[name],
+            "median": statistics.median(v),
+            "low": quartiles(v)[0],
+            "high": quartiles(v)[2],
         }
         for name, v in times.items()
-    }  # fmt: skip
+    }
 
 
 def copy_bandwidth(device: str, megabytes: int = 256) -> float:

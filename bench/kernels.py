@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from harness import conditions, copy_bandwidth, time_together, write
@@ -135,94 +136,81 @@ def nflows_channels(channels: int, raw: Tensor, gain: Tensor):
     return call
 
 
-def rows(shape: tuple[int, int, int], batch: int, device: str):
+Row = tuple[str, int, bool, tuple, Sequence[Tensor]]
+
+
+def rows(shape: tuple[int, int, int], batch: int, device: str) -> Iterator[Row]:
     """(name, bytes moved, with gradients?, (ours, eager, perhaps a peer), arguments) a row."""
-    c, h, w = shape
     make = lambda *s: torch.randn(*s, device=device)
-    x, y, raw, logdet = (
-        make(batch, c, h, w),
-        make(batch, c, h, w),
-        make(batch, 2 * c, h, w),
-        make(batch),
-    )
-    gain, level = make(c), torch.full((batch,), 0.2, device=device)
-    plane = torch.arange(h, device=device).view(-1, 1) + torch.arange(w, device=device)
-    mask = (plane % 2 == 0).float().view(1, 1, h, w)
-    std = make(c, h, w).abs() + 0.1
-    zero = torch.zeros((), device=device)
-    n = batch * c * h * w * 4
-    even = "checkerboard_even"
+    x, logdet = make(batch, *shape), make(batch)
+    yield from coupling_rows(x, logdet, make)
+    yield from layout_rows(x, logdet)
+    yield from density_rows(x, make)
+    yield from solver_rows(x, logdet, make)
+
+
+def coupling_rows(x: Tensor, logdet: Tensor, make: Callable[..., Tensor]) -> Iterator[Row]:
+    """Checkerboards in both directions, and channels against nflows."""
+    batch, c, h, w = x.shape
+    n, raw, gain = 4 * x.numel(), make(batch, 2 * c, h, w), make(c)
+    plane = torch.arange(h, device=x.device).view(-1, 1) + torch.arange(w, device=x.device)
+    mask, even = (plane % 2 == 0).float().view(1, 1, h, w), "checkerboard_even"
     ours_encode = lambda *a: ops.affine_coupling_encode(*a, even)
     ours_decode = lambda *a: ops.affine_coupling_decode(*a, even)
-    for direction, ours, eager in (
-        ("encode", ours_encode, eager_encode), ("decode", ours_decode, eager_decode),
-    ):  # fmt: skip
+    pairs = {"encode": (ours_encode, eager_encode), "decode": (ours_decode, eager_decode)}
+    for direction, (ours, eager) in pairs.items():
         user = lambda *a, eager=eager: eager(*a, mask)
         yield f"coupling {direction}", 3 * n, False, (ours, user), (x, raw, gain, logdet)
         yield f"coupling {direction} + backward", 8 * n, True, (ours, user), (x, raw, gain, logdet)
-    wide, wide_raw, wide_gain = (
-        make(batch, 4 * c, h // 2, w // 2),
-        make(batch, 4 * c, h // 2, w // 2),
-        make(2 * c),
-    )
+    wide, wide_raw = make(batch, 4 * c, h // 2, w // 2), make(batch, 4 * c, h // 2, w // 2)
+    wide_gain = make(2 * c)
     second = lambda *a: ops.affine_coupling_encode(*a, "channel_second")
     peer = nflows_channels(4 * c, wide_raw, wide_gain)
-    yield (
-        "channel coupling encode",
-        3 * n,
-        False,
+    functions, arguments = (
         (second, eager_encode_channels, peer),
         (wide, wide_raw, wide_gain, logdet),
     )
-    unit = torch.rand_like(x)
-    yield (
-        "logit encode",
-        2 * n,
-        False,
-        (lambda a, b: ops.logit_encode(a, b, 0.05), eager_logit),
-        (unit, logdet),
-    )
+    yield "channel coupling encode", 3 * n, False, functions, arguments
+
+
+def layout_rows(x: Tensor, logdet: Tensor) -> Iterator[Row]:
+    """The logit and the squeeze."""
+    n, unit = 4 * x.numel(), torch.rand_like(x)
+    ours = lambda a, b: ops.logit_encode(a, b, 0.05)
+    yield "logit encode", 2 * n, False, (ours, eager_logit), (unit, logdet)
     yield "squeeze", 2 * n, False, (ops.squeeze, eager_squeeze), (x,)
+
+
+def density_rows(x: Tensor, make: Callable[..., Tensor]) -> Iterator[Row]:
+    """Log-densities of a residual and of a latent."""
+    n, y, std = 4 * x.numel(), make(*x.shape), make(*x.shape[1:]).abs() + 0.1
+    zero = torch.zeros((), device=x.device)
     gaussian = (ops.gaussian_log_prob, eager_gaussian)
     yield "gaussian log-density", 2 * n, False, gaussian, (y, x, zero, std)
-    fixed = lambda fx, y=y: ops.gaussian_log_prob(y, fx, zero, std)
-    fixed_eager = lambda fx, y=y: eager_gaussian(y, fx, zero, std)
+    fixed = lambda fx: ops.gaussian_log_prob(y, fx, zero, std)
+    fixed_eager = lambda fx: eager_gaussian(y, fx, zero, std)
     yield "gaussian log-density + backward", 4 * n, True, (fixed, fixed_eager), (x,)
-    yield (
-        "normal log-density",
-        n,
-        False,
-        (ops.standard_normal_log_prob, eager_normal),
-        (x.flatten(1),),
-    )
+    normal = (ops.standard_normal_log_prob, eager_normal)
+    yield "normal log-density", n, False, normal, (x.flatten(1),)
+
+
+def solver_rows(x: Tensor, logdet: Tensor, make: Callable[..., Tensor]) -> Iterator[Row]:
+    """A draw of noise, and the update of the variable."""
+    n, shape, device = 4 * x.numel(), tuple(x.shape), x.device
     model = noise.Sinusoidal(0.2)
-    draw = lambda level: model.sample((batch, c, h, w), device=device)
-    yield (
-        "sinusoidal noise",
-        n,
-        False,
-        (draw, lambda level: eager_sinusoidal(level, (batch, c, h, w))),
-        (level,),
-    )
-    state = [
-        x.clone(),
-        make(batch, c, h, w),
-        torch.zeros_like(x),
-        torch.ones_like(x),
-        x.clone(),
-        logdet,
-        logdet.clone(),
-    ]
-    active = torch.ones(batch, dtype=torch.bool, device=device)
+    draw = lambda level: model.sample(shape, device=device)
+    eager_draw = lambda level: eager_sinusoidal(level, shape)
+    level = torch.full((len(x),), 0.2, device=device)
+    yield "sinusoidal noise", n, False, (draw, eager_draw), (level,)
+    moments = [torch.zeros_like(x), torch.ones_like(x)]
+    state = [x.clone(), make(*shape), *moments, x.clone(), logdet, logdet.clone()]
+    active = torch.ones(len(x), dtype=torch.bool, device=device)
     rates = ops.adam_rates(torch.full((10,), 1e-6, device=device))[9]
-    ours_adam = lambda *s: ops.adam_step_(*s, active, rates)
-    yield (
-        "Adam step + best iterate",
-        7 * n,
-        False,
-        (ours_adam, lambda *s: eager_adam(*s, 10, 1e-6)),
-        state,
+    step = (
+        lambda *s: ops.adam_step_(*s, active, rates),
+        lambda *s: eager_adam(*s, 10, 1e-6),
     )
+    yield "Adam step + best iterate", 7 * n, False, step, state
 
 
 def measure(name, moved, gradients, functions, inputs, shape, device, rounds, bandwidth) -> dict:

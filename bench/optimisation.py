@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -25,33 +25,39 @@ from torch import Tensor
 import flowinv_fast as ff
 from flowinv_fast import strategies
 from flowinv_fast.data import load_images, sample_images
-from flowinv_fast.experiments.config import ReproduceConfig
-from flowinv_fast.experiments.tasks import SHAPE, Problem, problems
+from flowinv_fast.experiments.datasets import DATASETS
+from flowinv_fast.experiments.datasets import GREY as SHAPE
+from flowinv_fast.experiments.task import Inputs, Setting
+from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.flows import Flow, build_flow
 from flowinv_fast.reconstruction import objectives
 from flowinv_fast.reconstruction.solvers import minimise
 from flowinv_fast.reconstruction.strategies import STRATEGIES
 
-TASKS = {"digits": "digits", "cs": "cs-sinusoidal", "sinusoidal": "denoise-sinusoidal",
-         "radial": "denoise-radial"}  # fmt: skip
+NAMES = {
+    "digits": "digits",
+    "cs": "cs-sinusoidal",
+    "sinusoidal": "denoise-sinusoidal",
+    "radial": "denoise-radial",
+}
 
 
-def preconditioned(y: Tensor, problem: Problem, flow, steps: int) -> Tensor:
+def preconditioned(y: Tensor, setting: Setting, flow, steps: int) -> Tensor:
     """Image-space MAP over u, x = x0 + P u, P the square root of a Gaussian posterior's covariance.
 
     P P^T = (A^T S^-1 A + I / t^2)^-1 with the noise's covariance S and pixels of spread t: the
     data term has condition one in u.
     """
-    forward, adjoint = problem.linear
+    forward, adjoint = setting.linear
     spread, size = 0.3, math.prod(SHAPE)
     columns = forward(torch.eye(size).view(size, *SHAPE)).flatten(1).double()  # A^T
-    whitened = columns / problem.std.double().expand(y[:1].shape).flatten()
+    whitened = columns / setting.std.double().expand(y[:1].shape).flatten()
     precision = whitened @ whitened.T + torch.eye(size, dtype=torch.float64) / spread**2
     values, vectors = torch.linalg.eigh(precision)
     root = (vectors * values.rsqrt() @ vectors.T / spread).float()
     start = adjoint(y).view(-1, *SHAPE).clamp(0, 1)
     image = lambda u: start + (u @ root).view(-1, *SHAPE)
-    inner = partial(ff.MAP(1.0, "image").evaluate, y, problem.operator, flow, problem.noise)
+    inner = partial(ff.MAP(1.0, "image").evaluate, y, setting.operator, flow, setting.noise)
     found = minimise(lambda u: inner(image(u)), torch.zeros(len(y), size), steps=steps, lr=0.1)
     return image(found.best)
 
@@ -78,30 +84,30 @@ def tuned(name: str, smoothing: float, images: Tensor, steps: int) -> Flow:
 
 
 def ways(levels: list[Flow], steps: int) -> dict[str, Callable]:
-    """Name to (y, problem, flow) -> images."""
+    """Name to (y, setting, flow) -> images."""
 
     def solve(goal: str, **options) -> Callable:
         settings = {"strategy": "adam", "progress": False, "throw": False, **options}
         if goal == "map":
             settings["lr"] = 0.1
 
-        def run(y: Tensor, problem: Problem, flow) -> Tensor:
-            return ff.reconstruct(y, problem.operator, flow, problem.noise, objective=goal,
-                                  **{"steps": steps, **settings}).x  # fmt: skip
+        def run(y: Tensor, setting: Setting, flow) -> Tensor:
+            options = {"objective": goal, "steps": steps, **settings}
+            return ff.reconstruct(y, setting.operator, flow, setting.noise, **options).x
 
         return run
 
-    def follow(y: Tensor, problem: Problem, flow) -> Tensor:
+    def follow(y: Tensor, setting: Setting, flow) -> Tensor:
         x: str | Tensor = "measurement"
+        run = {"steps": steps // (len(levels) + 1), "progress": False, "throw": False}
         for prior in (*levels, flow):
-            x = ff.reconstruct(
-                y, problem.operator, prior, problem.noise, objective="map-image", start=x,
-                lr=0.1 if isinstance(x, str) else 0.05, strategy="adam",
-                steps=steps // (len(levels) + 1), progress=False, throw=False,
-            ).x  # fmt: skip
+            lr = 0.1 if isinstance(x, str) else 0.05
+            options = {"objective": "map-image", "strategy": "adam", "start": x, "lr": lr, **run}
+            x = ff.reconstruct(y, setting.operator, prior, setting.noise, **options).x
         return x
 
     image = lambda **options: solve("map-image", **options)
+    halves = {"restarts": 2, "steps": steps // 2}
     found = {
         "latent, from zeros": solve("map", start="zeros"),
         "latent, from the measurement": solve("map"),
@@ -114,14 +120,44 @@ def ways(levels: list[Flow], steps: int) -> dict[str, Callable]:
         "image, annealed, tempering 0.03": image(strategy=strategies.annealed(tempering=0.03)),
         "image, annealed, smoothing 0.2": image(strategy=strategies.annealed(0.2)),
         "image, annealed, lr 0.1": image(strategy="annealed", lr=0.1),
-        "image, annealed, two restarts": image(
-            strategy="annealed", restarts=2, steps=steps // 2
-        ),
-        "image, preconditioned": lambda y, problem, flow: preconditioned(y, problem, flow, steps),
-    }  # fmt: skip
+        "image, annealed, two restarts": image(strategy="annealed", **halves),
+        "image, preconditioned": lambda y, setting, flow: preconditioned(y, setting, flow, steps),
+    }
     if levels:
         found["image, smoothing levels 0.32, 0.16, 0.08"] = follow
     return found
+
+
+def some(path: str | None, name: str, count: int, draw: torch.Generator) -> Tensor:
+    """Images of a file, drawn; shipped ones without a file."""
+    if path is None:
+        return sample_images(name, count)
+    pool = load_images(path, SHAPE)
+    return pool[torch.randperm(len(pool), generator=draw)[:count]].float() / 255
+
+
+def compared(setting: Setting, truth: Tensor, ways: dict[str, Callable]) -> Iterator[dict]:
+    """A row for every way to solve a setting."""
+    flow = ff.load_flow("fashion-28").freeze()
+    y = setting.measurements(truth, list(range(len(truth))))
+    objective = ff.MAP(1.0, "image")
+    evaluate = partial(objective.evaluate, y, setting.operator, flow, setting.noise)
+    least = setting.loss_of_truth(truth, y, flow)
+    for way, run in ways.items():
+        x = run(y, setting, flow)
+        with torch.no_grad():
+            terms = evaluate(x)
+        psnr = ff.metrics.psnr(x, truth)
+        over = objectives.overshoot(flow, terms.log_prior)
+        yield {
+            "task": setting.title,
+            "way": way,
+            "psnr": psnr.mean().item(),
+            "deviation": psnr.std().item(),
+            "gap": (terms.loss - least).median().item(),
+            "not_above": (terms.loss <= least).float().mean().item(),
+            "overshoot": over.float().mean().item(),
+        }
 
 
 def main() -> None:
@@ -133,51 +169,33 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200, help="evaluations")
     parser.add_argument("--level-steps", type=int, default=500, help="training steps of a level")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     draw = torch.Generator().manual_seed(1)
-
-    def some(path: str | None, name: str, count: int) -> Tensor:
-        if path is None:
-            return sample_images(name, count)
-        pool = load_images(path, SHAPE)
-        return pool[torch.randperm(len(pool), generator=draw)[:count]].float() / 255
-
-    truth = some(arguments.images, "fashion-28", arguments.count)
-    digits = some(arguments.digits, "mnist-28", arguments.count)
+    truth = some(arguments.images, "fashion-28", arguments.count, draw)
+    digits = some(arguments.digits, "mnist-28", arguments.count, draw)
     levels = []
     if arguments.images and arguments.level_steps:
         pool = load_images(arguments.images, SHAPE)
         levels = [tuned("fashion-28", s, pool, arguments.level_steps) for s in (0.32, 0.16)]
-    flow = ff.load_flow("fashion-28").freeze()
     where = conditions(
-        "cpu", images=arguments.count, evaluations=arguments.steps, seed=0,
+        "cpu",
+        images=arguments.count,
+        evaluations=arguments.steps,
+        seed=0,
         source="training images" if arguments.images else "shipped test images",
         level_steps=arguments.level_steps if levels else 0,
-    )  # fmt: skip
+    )
+    inputs = Inputs(DATASETS["fashion-28"], 0, digits)
     for name in arguments.tasks:
-        task = next(p for p in problems(TASKS[name], ReproduceConfig(), digits) if p.middle)
-        y = task.measurements(truth, list(range(len(truth))))
-        evaluate = partial(ff.MAP(1.0, "image").evaluate, y, task.operator, flow, task.noise)
-        with torch.no_grad():
-            least = evaluate(truth).loss
-        for way, run in ways(levels, arguments.steps).items():
-            x = run(y, task, flow)
-            with torch.no_grad():
-                terms = evaluate(x)
-            psnr = ff.metrics.psnr(x, truth)
-            row = {
-                "task": task.title, "way": way, "psnr": psnr.mean().item(),
-                "deviation": psnr.std().item(), "gap": (terms.loss - least).median().item(),
-                "not_above": (terms.loss <= least).float().mean().item(),
-                "overshoot": objectives.overshoot(flow, terms.log_prior).float().mean().item(),
-            }  # fmt: skip
+        setting = next(s for s in TASKS[NAMES[name]].build(inputs) if s.representative)
+        for row in compared(setting, truth, ways(levels, arguments.steps)):
             print(*(f"{v:.2f}" if isinstance(v, float) else v for v in row.values()), flush=True)
-            path = write("optimisation", {"conditions": where, "rows": [row]},
-                         same_row=("task", "way"))  # fmt: skip
+            result = {"conditions": where, "rows": [row]}
+            path = write("optimisation", result, same_row=("task", "way"))
     print("wrote", path)
 
 

@@ -24,12 +24,10 @@ ENTRY = re.compile(
 def kernels(source: Path, arch: str) -> list[dict]:
     """One entry per kernel instance of a source file."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            ["nvcc", f"-arch={arch}", "-std=c++17", "-cubin", "-Xptxas=-v",
-             "-Werror=all-warnings", "--expt-relaxed-constexpr", "-DFI_ISA=cuda",
-             f"-I{ROOT / 'csrc'}", str(source), "-o", f"{folder}/out.cubin"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        flags = ["-std=c++17", "-cubin", "-Xptxas=-v", "-Werror=all-warnings"]
+        flags += ["--expt-relaxed-constexpr", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}"]
+        command = ["nvcc", f"-arch={arch}", *flags, str(source), "-o", f"{folder}/out.cubin"]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     found = []
@@ -38,10 +36,9 @@ def kernels(source: Path, arch: str) -> list[dict]:
         if match:
             name, stack, stores, loads, registers, shared = match.groups()
             name = subprocess.run(["c++filt", name], capture_output=True, text=True).stdout
-            found.append({
-                "kernel": name.strip(), "registers": int(registers), "stack": int(stack),
-                "spills": int(stores) + int(loads), "shared": int(shared or 0),
-            })  # fmt: skip
+            counts = {"registers": int(registers), "stack": int(stack)}
+            counts |= {"spills": int(stores) + int(loads), "shared": int(shared or 0)}
+            found.append({"kernel": name.strip(), **counts})
     return found
 
 
@@ -56,11 +53,9 @@ def main() -> None:
     for source in sorted((ROOT / "csrc").glob("*/*.cu")):
         for arch in arguments.archs:
             found = kernels(source, arch)
-            rows.append({
-                "source": f"{source.parent.name}/{source.name}", "arch": arch,
-                "instances": len(found), "registers": max(k["registers"] for k in found),
-                "spills": sum(k["spills"] for k in found), "kernels": found,
-            })  # fmt: skip
+            row = {"source": f"{source.parent.name}/{source.name}", "arch": arch}
+            row |= {"instances": len(found), "registers": max(k["registers"] for k in found)}
+            rows.append({**row, "spills": sum(k["spills"] for k in found), "kernels": found})
             print({k: v for k, v in rows[-1].items() if k != "kernels"}, flush=True)
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     where = conditions("cpu", nvcc=nvcc.strip().splitlines()[-1])

@@ -19,7 +19,8 @@ from harness import conditions, write
 import flowinv_fast as ff
 from flowinv_fast._base import backend
 from flowinv_fast.data import sample_images
-from flowinv_fast.experiments.demo import tasks
+from flowinv_fast.experiments.demo import Demo, demos
+from flowinv_fast.experiments.methods import map_options
 from flowinv_fast.reconstruction import problem as _problem
 
 
@@ -29,6 +30,42 @@ def timed(call, device: str):
     if device == "cuda":
         torch.cuda.synchronize()
     return result, time.perf_counter() - started
+
+
+def measured(demo: Demo, batch: int, steps: int, device: str, fast: bool) -> dict:
+    """A row: ratios of time and PSNR of every path; with bf16 where it is ``fast``."""
+    setting, dataset = demo.setting, demo.setting.dataset
+    prior = ff.load_flow(dataset.flow, device)
+    truth = sample_images(dataset.images, batch)
+    generator = torch.Generator().manual_seed(0)
+    y = ff.measure(truth, setting.operator.to("cpu"), setting.noise_source, generator)
+    operator, y = setting.operator.to(device), y.to(device)
+    if isinstance(setting.noise, ff.noise.FlowNoise):
+        setting.noise.flow.to(device)
+    options = {**map_options(setting), "steps": steps, "seed": 0, "progress": False}
+
+    def solve(precision: str | None = None) -> ff.Reconstruction:
+        return ff.reconstruct(y, operator, prior, setting.noise, precision=precision, **options)
+
+    found = {"ours": timed(solve, device)}
+    if fast:
+        found["ours bf16"] = timed(lambda: solve("bf16"), device)
+    with (
+        mock.patch.object(_problem, "freeze", lambda part, precision, y: part),
+        mock.patch.object(backend, "choice", "torch"),
+    ):
+        found["reference"] = timed(solve, device)
+    psnr = lambda x: round(ff.metrics.psnr(x.cpu(), truth).mean().item(), 4)
+    row = {
+        "task": demo.name,
+        "objective": options["objective"].name,
+        "batch": batch,
+        "ratio": {name: round(s / found["ours"][1], 3) for name, (_, s) in found.items()},
+        "psnr": {name: psnr(result.x) for name, (result, _) in found.items()},
+    }
+    if device == "cuda":
+        row["seconds"] = {name: round(s, 4) for name, (_, s) in found.items()}
+    return row
 
 
 def main() -> None:
@@ -46,46 +83,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     fast = device == "cuda" or (backend._C is not None and backend._C.cpu_bf16())
     rows = []
-    for task in tasks(0):
+    for demo in demos(0):
         for batch in arguments.batches:
-            prior = ff.load_flow(task.prior, device)
-            truth = sample_images(task.images, batch)
-            operator = task.operator.to(device)
-            if isinstance(task.noise, ff.noise.FlowNoise):
-                task.noise.flow.to(device)
-            y = ff.measure(
-                truth, task.operator.to("cpu"), task.drawn, torch.Generator().manual_seed(0)
-            )
-            operator, y = task.operator.to(device), y.to(device)
-
-            def solve(
-                y=y, operator=operator, prior=prior, task=task, **options
-            ) -> ff.Reconstruction:
-                return ff.reconstruct(
-                    y, operator, prior, task.noise, steps=arguments.steps, seed=0, progress=False,
-                    **task.ours, **options,
-                )  # fmt: skip
-
-            plain = lambda part, precision, y: part
-            found = {"ours": timed(solve, device)}
-            if fast:
-                found["ours bf16"] = timed(lambda s=solve: s(precision="bf16"), device)
-            with (
-                mock.patch.object(_problem, "freeze", plain),
-                mock.patch.object(backend, "choice", "torch"),
-            ):
-                found["reference"] = timed(solve, device)
-            seconds = found["ours"][1]
-            row = {
-                "task": task.name, "method": task.ours.get("objective", "map"), "batch": batch,
-                "ratio": {n: round(s / seconds, 3) for n, (_, s) in found.items()},
-                "psnr": {n: round(ff.metrics.psnr(r.x.cpu(), truth).mean().item(), 4)
-                         for n, (r, _) in found.items()},
-            }  # fmt: skip
-            if device == "cuda":
-                row["seconds"] = {n: round(s, 4) for n, (_, s) in found.items()}
-            rows.append(row)
-            print(row, flush=True)
+            rows.append(measured(demo, batch, arguments.steps, device, fast))
+            print(rows[-1], flush=True)
     where = conditions(device, steps=arguments.steps, seed=0, dtype="float32")
     print("wrote", write("solve", {"conditions": where, "rows": rows}, arguments.out))
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flowinv_fast.experiments import report
+from flowinv_fast.experiments.cells import load_result
+from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.reconstruction.strategies import STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
@@ -160,13 +162,11 @@ def training(result: dict) -> Lines:
     """A training step against other ways to write it."""
     where, rows, names = result["conditions"], result["rows"], contenders(result["rows"])
     on_gpu = where["device"] == "cuda"
-    table: list[list[object]] = [
-        ["model", "hidden", "batch", "quartiles of ours", *names]
-        + (["ours, images/s"] if on_gpu else [])
-    ]
+    own = ["ours, images/s"] if on_gpu else []
+    table: list[list[object]] = [["model", "hidden", "batch", "quartiles of ours", *names, *own]]
     for row in rows:
         low, high = row["quartiles"]["ours"]
-        own = [row["images_per_second"]["ours"]] if on_gpu else []
+        own = [str(row["images_per_second"]["ours"])] if on_gpu else []
         facts = [row["model"], row["hidden"], row["batch"], f"{low:.2f} to {high:.2f}"]
         table.append([*facts, *ratios(row, names), *own])
     far = max(d["log_prob"] for row in rows for d in row["disagreement"].values())
@@ -180,7 +180,7 @@ def training_memory(result: dict) -> Lines:
     where = result["conditions"]
     head = ["sweep", "scales", "blocks", "couplings", "plain: kept, MB", "peak, MB"]
     head += ["recomputed: kept, MB", "peak, MB", "peaks, plain over recomputed"]
-    table: list[list[object]] = [head]
+    table: list[list[object]] = [[*head]]
     for row in result["rows"]:
         plain, less = row["plain"], row["recompute"]
         cells = [row["sweep"], row["scales"], row["blocks"], row["couplings"]]
@@ -235,11 +235,11 @@ def solve(result: dict) -> Lines:
     where, rows = result["conditions"], result["rows"]
     names = [n for n in ("ours", "ours bf16", "reference") if n in rows[0]["psnr"]]
     head = [cell for name in names for cell in (f"{name}, dB", f"{name}, time")]
-    table: list[list[object]] = [["task, method", "images", *head]]
+    table: list[list[object]] = [["task, objective", "images", *head]]
     for row in rows:
         pairs = [(f"{row['psnr'][n]:.2f}", f"{row['ratio'][n]:.2f}") for n in names]
         cells = [cell for pair in pairs for cell in pair]
-        table.append([f"{row['task']}, {row['method']}", row["batch"], *cells])
+        table.append([f"{row['task']}, {row['objective']}", row["batch"], *cells])
     return [*conditions(where, f"{where['steps']} steps"), *markdown(table)]
 
 
@@ -292,33 +292,32 @@ def demo(results: Path) -> Lines:
 def defaults(result: dict) -> Lines:
     """PSNR and loss gap of every start and step size."""
     where = result["conditions"]
-    columns = sorted({(r["init"], r["lr"]) for r in result["rows"]})
+    columns = sorted({(r["start"], r["lr"]) for r in result["rows"]})
     cells: dict[tuple, dict] = {}
     for row in result["rows"]:
         cell = f"{row['psnr']:.2f} ({row['loss_gap']:+.0f})"
-        cells.setdefault((row["task"], row["method"]), {})[row["init"], row["lr"]] = cell
-    table = [["task, method", *(f"{start}, lr {lr:g}" for start, lr in columns)]]
+        cells.setdefault((row["task"], row["objective"]), {})[row["start"], row["lr"]] = cell
+    table = [["task, objective", *(f"{start}, lr {lr:g}" for start, lr in columns)]]
     table += [
-        [f"{task}, {method}", *(found[c] for c in columns)]
-        for (task, method), found in cells.items()
+        [f"{task}, {objective}", *(found[c] for c in columns)]
+        for (task, objective), found in cells.items()
     ]
     facts = [f"{where['images']} real test images", f"{where['steps']} steps", "one start"]
     return [*conditions(where, *facts), *markdown(table)]
 
 
 def strategies(results: Path) -> Lines:
-    """What every entry of the table of strategies does."""
-    head = ["`strategy=`", "share in latent space", "share by L-BFGS", "smoothing, std"]
-    table = [[*head, "first weight of log p_noise"]]
-    for name, plan in STRATEGIES.items():
-        first = plan.stages[0]
-        latent = sum(stage.share or 0 for stage in plan.stages if stage.space == "latent")
-        by_lbfgs = sum(stage.share or 0 for stage in plan.stages if stage.solver == "lbfgs")
-        share = lambda part: f"{100 * part:g} %" if part else ""
-        smoothing = f"{first.smoothing:g} to 0" if first.smoothing else ""
-        tempering = f"{first.tempering:g}" if first.tempering < 1 else ""
-        cells = [share(latent), share(by_lbfgs), smoothing, tempering]
-        table.append([f"`{name}`", *cells])
+    """The stages of every entry of the table of strategies; empty: nothing of that kind."""
+    table = [["`strategy=`", "solver", "steps", "over", "step size", "smoothing", "tempering"]]
+    for name, strategy in STRATEGIES.items():
+        for i, stage in enumerate(strategy.stages):
+            steps = "the rest" if stage.share is None else f"{100 * stage.share:g} %"
+            over = {"latent": "latents", "image": "images"}.get(stage.space or "", "")
+            rate = f"{stage.rate:g} times" if stage.rate != 1 else ""
+            smoothing = f"{stage.smoothing:g}" if stage.smoothing else ""
+            tempering = f"{stage.tempering:g}" if stage.tempering < 1 else ""
+            cells = [stage.solver, "all" if len(strategy.stages) == 1 else steps, over, rate]
+            table.append(["" if i else f"`{name}`", *cells, smoothing, tempering])
     return markdown(table)
 
 
@@ -343,7 +342,7 @@ def optimisation(result: dict) -> Lines:
 
 def reproduction(results: Path, name: str) -> Lines:
     """A run of ``flowinv-fast reproduce``: settings, claims, and a table to each task."""
-    result = report.read(results / f"reproduce-{name}")
+    result = load_result(results / f"reproduce-{name}")
     config = result["config"]
     chosen = "of the paper's selection" if config["test_file"] else "of the shipped ones"
     facts = [
@@ -357,8 +356,8 @@ def reproduction(results: Path, name: str) -> Lines:
     lines = [", ".join(facts) + ".", ""]
     lines += markdown([["claim", "measured"], *report.claims(result)])
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
-        if task != "sensitivity":
-            lines += ["", f"### {task}", "", report.ABOUT[task], ""]
+        if TASKS[task].tuned:
+            lines += ["", f"### {task}", "", report.about(result, task), ""]
             lines += markdown(report.table(result, task))
     return lines
 

@@ -143,8 +143,8 @@ def speed(arguments) -> None:
             if arguments.device == "cuda":
                 row["images_per_second"] = {n: round(batch / f["median"]) for n, f in found.items()}
             print(row, flush=True)
-            path = write("training", {"conditions": where, "rows": [row]}, arguments.out,
-                         same_row=("model", "batch", "hidden"))  # fmt: skip
+            result, key = {"conditions": where, "rows": [row]}, ("model", "batch", "hidden")
+            path = write("training", result, arguments.out, same_row=key)
     print("wrote", path)
 
 
@@ -246,8 +246,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[16])
     parser.add_argument("--hidden", type=int, help="width of the conditioners; default 64")
     parser.add_argument("--contenders", nargs="+", choices=known, default=known)
-    parser.add_argument("--compile", nargs="*", choices=list(MODELS), default=["M", "C"],
-                        help="models with compiled contenders too; minutes each")  # fmt: skip
+    text = "models with compiled contenders too; minutes each"
+    parser.add_argument("--compile", nargs="*", choices=list(MODELS), default=["M", "C"], help=text)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--images", type=int, default=2, help="smaller batch of memory")
     parser.add_argument("--note", help="what else ran on the machine")

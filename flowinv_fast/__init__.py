@@ -31,12 +31,12 @@ from .reconstruction.strategies import Stage, Strategy
 
 __all__ = [
     "ArgumentError",
-    "Flow",
-    "FrozenFlow",
-    "GlowConfig",
     "AsimLikelihood",
     "AsimProxy",
     "CSGM",
+    "Flow",
+    "FrozenFlow",
+    "GlowConfig",
     "MAP",
     "MLE",
     "RealNVPConfig",

@@ -13,9 +13,10 @@ from PIL import Image
 
 from flowinv_fast import ArgumentError, __version__, load_flow
 from flowinv_fast.cli import main
-from flowinv_fast.experiments import runner
-from flowinv_fast.experiments.config import TASKS, ReproduceConfig
+from flowinv_fast.experiments import report, runner
+from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.demo import run_demo
+from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.generators import load_generator
 from flowinv_fast.training import flow as train
 from flowinv_fast.training import split
@@ -23,7 +24,7 @@ from flowinv_fast.training.presets import PRESETS
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["reproduce"], ["train"], ["card"], ["info"]):
+    for command in ([], ["demo"], ["reproduce"], ["report"], ["train"], ["card"], ["info"]):
         with pytest.raises(SystemExit) as end:
             main([*command, "--help"])
         assert end.value.code == 0 and "usage: flowinv-fast" in capsys.readouterr().out
@@ -271,12 +272,12 @@ def test_reproduce_options(tmp_path, configured, capsys):
     assert capsys.readouterr().out == "wrote reproduction/report.html and results.json\n"
     files = ["--test", file, "--tuning", file, "--digits", file, "--other", file]
     assert main(["reproduce", "ood", "digits", *files]) == 0
-    more = "--signal mnist-28 --images 7 --seed 5 --steps 9 --out x --quiet".split()
+    more = "--dataset mnist-28 --images 7 --seed 5 --steps 9 --out x --quiet".split()
     assert main(["reproduce", "cs-1bit", *more]) == 0
     assert main(["reproduce", "cs-1bit", *more, "--quick"]) == 0
     named = {name: file for name in ("test_file", "tuning_file", "digit_file", "other_file")}
     third = ReproduceConfig(("cs-1bit",), "mnist-28", 7, seed=5, steps=9)
-    first = ReproduceConfig(TASKS, images=24)
+    first = ReproduceConfig(tuple(TASKS), images=24)
     second = ReproduceConfig(("ood", "digits"), images=100, **named)
     wanted = [first, second, third, third.shortened()]
     assert [call[0] for call in configured] == wanted
@@ -295,7 +296,7 @@ BAD_REPRODUCE = {
     "nothing": ([], "TASK: expected names of"),
     "unknown": (["digits", "rain"], "tasks: expected"),
     "twice": (["ood", "ood"], "each once"),
-    "signal": (["ood", "--signal", "celeba"], "signal: expected"),
+    "dataset": (["ood", "--dataset", "celeba"], "dataset: expected"),
     "images": (["ood", "--images", "0"], "images: expected an integer of at least 1, got 0"),
     "many": (["ood", "--images", "33"], "images: expected"),
     "steps": (["ood", "--steps", "-2"], "steps: expected"),
@@ -316,6 +317,17 @@ def test_bad_reproductions_are_one_line_and_code_2(configured, capsys, case):
     assert not configured
     if case == "unknown":
         assert "'rain'" in line and all(task in line for task in TASKS)
+
+
+def test_report_of_a_folder(tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(report, "report", lambda *given: calls.append(given) or "the page")
+    assert main(["report", "run"]) == main(["report", "run", "--out", "page"]) == 0
+    assert calls == [("run", None), ("run", "page")]
+    assert capsys.readouterr().out == 2 * "wrote the page\n"
+    monkeypatch.undo()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "folder: expected one with the results.json" in capsys.readouterr().err
 
 
 def test_reproduce_refuses_another_ones_folder(tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""The paper's tasks on real images."""
+"""The paper's experiments on real images: tasks, methods, runs, reports, and the demo."""

@@ -1,18 +1,41 @@
-"""The commands ``flowinv-fast demo`` and ``flowinv-fast reproduce``."""
+"""The commands ``flowinv-fast demo``, ``reproduce`` and ``report``."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+from .._base.errors import require
+from .datasets import DATASETS
+
+if TYPE_CHECKING:
+    from .config import ReproduceConfig
+
+Subparsers = argparse._SubParsersAction
 
 
-def add_commands(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    """Add ``demo`` and ``reproduce``."""
+def add_commands(
+    subparsers: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add ``demo``, ``reproduce`` and ``report``.
+
+    Args:
+        subparsers: of ``flowinv-fast``; each command sets ``run``, which takes the parsed arguments
+            and returns the exit status.
+        common: parser of the options of every command that computes.
+    """
     _add_demo(subparsers, common)
     _add_reproduce(subparsers, common)
+    _add_report(subparsers)
 
 
-def _add_demo(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    demo = commands.add_parser(
+# --- demo -----------------------------------------------------------------------------------------
+
+
+def _add_demo(
+    subparsers: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    demo = subparsers.add_parser(
         "demo",
         parents=[common],
         help="solve four inverse problems on real images",
@@ -21,15 +44,12 @@ def _add_demo(commands: argparse._SubParsersAction, common: argparse.ArgumentPar
         "writes panel.png and results.json.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--out", default="demo", help="folder for panel.png and results.json")
-    demo.add_argument("--images", type=int, default=4, help="test images per task, 1..32")
-    demo.add_argument("--seed", type=int, default=0, help="seed of noise and sensing matrices")
-    demo.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="of digits, sinusoidal, cs, 1bit; all of them if not given",
-    )
+    add = demo.add_argument
+    add("--out", default="demo", help="folder for panel.png and results.json")
+    add("--images", type=int, default=4, help="test images per task, 1..32")
+    add("--seed", type=int, default=0, help="seed of noise and sensing matrices")
+    names = "of digits, sinusoidal, cs, 1bit; all of them if not given"
+    add("--tasks", nargs="+", metavar="TASK", help=names)
     demo.set_defaults(run=_demo)
 
 
@@ -40,8 +60,15 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    reproduce = commands.add_parser(
+# --- reproduce ------------------------------------------------------------------------------------
+
+
+def _add_reproduce(
+    subparsers: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    from .tasks import TASKS
+
+    reproduce = subparsers.add_parser(
         "reproduce",
         parents=[common],
         help="run the paper's experiments, with every method and baseline",
@@ -50,30 +77,14 @@ def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.Argume
         "on where a run stopped.",
     )
     add = reproduce.add_argument
-    add(
-        "task",
-        nargs="*",
-        metavar="TASK",
-        help="digits, cs-sinusoidal, denoise-gaussian, denoise-sinusoidal, denoise-radial, "
-        "cs-1bit, sensitivity, ood",
-    )
+    add("task", nargs="*", metavar="TASK", help=", ".join(TASKS))
     add("--all", action="store_true", help="every task")
-    add(
-        "--signal",
-        default="fashion-28",
-        help="fashion-28 (default), mnist-28, photo-64 or celeba-hq-64: images and priors",
-    )
+    first, *others = DATASETS
+    datasets = f"{first} (default), {', '.join(others)}: images and priors"
+    add("--dataset", default=first, help=datasets)
     add("--flow", default="", help="name or file of your own flow as prior")
     add("--images", type=int, help="test images a task (default 24 shipped ones, 100 with --test)")
-    add(
-        "--test",
-        default="",
-        metavar="PATH",
-        help="test images, IDX, .npy or a folder: the paper's selection",
-    )
-    add("--tuning", default="", metavar="PATH", help="images to choose hyperparameters on")
-    add("--digits", default="", metavar="PATH", help="test digits for the digits task")
-    add("--other", default="", metavar="PATH", help="test images of the other signal, for ood")
+    _add_files(reproduce)
     add("--seed", type=int, default=0, help="seed of everything random")
     add("--steps", type=int, default=200, help="steps of every solve")
     add("--quick", action="store_true", help="four images, 60 steps, short sweeps")
@@ -84,31 +95,76 @@ def _add_reproduce(commands: argparse._SubParsersAction, common: argparse.Argume
     reproduce.set_defaults(run=_reproduce)
 
 
+def _add_files(reproduce: argparse.ArgumentParser) -> None:
+    files = {
+        "--test": "test images, IDX, .npy or a folder: the paper's selection",
+        "--tuning": "images to choose hyperparameters on",
+        "--digits": "test digits for the digits task",
+        "--other": "test images of the other data set, for ood",
+    }
+    for name, text in files.items():
+        reproduce.add_argument(name, default="", metavar="PATH", help=text)
+
+
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from .._base.errors import require
-    from .config import TASKS, ReproduceConfig
     from .report import claims
     from .runner import reproduce
 
-    if arguments.config:
-        config = ReproduceConfig.load(arguments.config)
-    else:
-        require(arguments.all or arguments.task, "reproduce", "TASK", f"names of {TASKS}, or --all",
-                "none")  # fmt: skip
-        images = arguments.images
-        if images is None:
-            images = 100 if arguments.test else 24
-        config = ReproduceConfig(
-            tasks=TASKS if arguments.all else tuple(arguments.task), signal=arguments.signal,
-            flow=arguments.flow, images=images, seed=arguments.seed,
-            steps=arguments.steps, test_file=arguments.test, tuning_file=arguments.tuning,
-            digit_file=arguments.digits, other_file=arguments.other,
-        )  # fmt: skip
-    if arguments.quick:
-        config = config.shortened()
+    config = _config(arguments)
     progress = False if arguments.quiet else None
     result = reproduce(config, arguments.out, progress, arguments.jobs)
     for claim, number in claims(result):
         print(f"{claim}: {number}")
     print(f"wrote {arguments.out}/report.html and results.json")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> ReproduceConfig:
+    """What the options say, or the file that they name."""
+    from .config import ReproduceConfig
+    from .tasks import TASKS
+
+    if arguments.config:
+        config = ReproduceConfig.load(arguments.config)
+    else:
+        chosen = arguments.all or arguments.task
+        wanted = f"names of {tuple(TASKS)}, or --all"
+        require(chosen, "reproduce", "TASK", wanted, "none")
+        images = arguments.images
+        if images is None:
+            images = 100 if arguments.test else 24
+        config = ReproduceConfig(
+            tasks=tuple(TASKS) if arguments.all else tuple(arguments.task),
+            dataset=arguments.dataset,
+            images=images,
+            seed=arguments.seed,
+            steps=arguments.steps,
+            test_file=arguments.test,
+            tuning_file=arguments.tuning,
+            digit_file=arguments.digits,
+            other_file=arguments.other,
+            flow=arguments.flow,
+        )
+    return config.shortened() if arguments.quick else config
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+def _add_report(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    report = subparsers.add_parser(
+        "report",
+        help="write the report of a run again, from its numbers",
+        description="Reads results.json (or results.json.gz) of a run of reproduce and writes "
+        "report.html and its curves. Pictures are shown as far as the cells of the run are there.",
+    )
+    report.add_argument("folder", metavar="FOLDER", help="of the run")
+    report.add_argument("--out", help="folder for the report (default: FOLDER)")
+    report.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report import report
+
+    print(f"wrote {report(arguments.folder, arguments.out)}")
     return 0

@@ -10,23 +10,14 @@ from pathlib import Path
 
 from .._base.errors import ArgumentError, is_whole, require
 from .._base.files import whole_file
-from .signals import SIGNALS
+from .datasets import DATASETS
+from .tasks import TASKS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
-TASKS = (
-    "digits",
-    "cs-sinusoidal",
-    "denoise-gaussian",
-    "denoise-sinusoidal",
-    "denoise-radial",
-    "cs-1bit",
-    "sensitivity",
-    "ood",
-)
 _FILES = ("test_file", "tuning_file", "digit_file", "other_file")
 
 
@@ -36,7 +27,7 @@ class ReproduceConfig:
 
     Args:
         tasks: of TASKS.
-        signal: of SIGNALS: which images, and the flow, DCGAN and VAE that are their priors.
+        dataset: of DATASETS: which images, and the flow, DCGAN and VAE that are their priors.
         images: test images a task.
         tuning_images: images that hyperparameters are chosen on, outside the test set.
         seed: of noise, sensing matrices, starts.
@@ -48,11 +39,11 @@ class ReproduceConfig:
             empty: shipped images. From test, digit and other file (images out of distribution)
             the paper's selection is taken; they hold 10,000 images, in colour 3,000. A folder of
             photo-64 holds photographs, of which 3,000 crops are drawn.
-        flow: name or file of another flow as prior; empty: the signal's own.
+        flow: name or file of another flow as prior; empty: the data set's own.
     """
 
-    tasks: tuple[str, ...] = TASKS
-    signal: str = "fashion-28"
+    tasks: tuple[str, ...] = tuple(TASKS)
+    dataset: str = "fashion-28"
     images: int = 24
     tuning_images: int = 8
     seed: int = 0
@@ -67,44 +58,56 @@ class ReproduceConfig:
     flow: str = ""
 
     def __post_init__(self) -> None:
-        check = lambda ok, name, want: require(
-            ok, "ReproduceConfig", name, want, getattr(self, name)
-        )
-        listed = isinstance(self.tasks, (tuple, list)) and all(t in TASKS for t in self.tasks)
-        once = listed and len(self.tasks) == len(set(self.tasks)) > 0
-        check(once, "tasks", f"a list of names of {TASKS}, each once")
+        names = isinstance(self.tasks, (tuple, list)) and all(t in tuple(TASKS) for t in self.tasks)
+        once = names and len(self.tasks) == len(set(self.tasks)) > 0
+        self._check("tasks", once, f"a list of names of {tuple(TASKS)}, each once")
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        known = isinstance(self.signal, str) and self.signal in SIGNALS
-        check(known, "signal", f"one of {tuple(SIGNALS)}")
+        known = isinstance(self.dataset, str) and self.dataset in DATASETS
+        self._check("dataset", known, f"one of {tuple(DATASETS)}")
         for name in ("images", "tuning_images", "steps", "restarts", "chunk"):
-            check(is_whole(getattr(self, name), 1), name, "an integer of at least 1")
-        check(is_whole(self.seed) and self.seed < 2**31, "seed", "an integer in 0 .. 2^31 - 1")
-        check(isinstance(self.quick, bool), "quick", "true or false")
+            self._check(name, is_whole(getattr(self, name), 1), "an integer of at least 1")
+        small = is_whole(self.seed) and self.seed < 2**31
+        self._check("seed", small, "an integer in 0 .. 2^31 - 1")
+        self._check("quick", isinstance(self.quick, bool), "true or false")
+        self._check("flow", isinstance(self.flow, str), "a name or a file")
+        self._check_files()
+
+    def _check(self, name: str, good: object, wanted: str) -> None:
+        require(bool(good), "ReproduceConfig", name, wanted, getattr(self, name))
+
+    def _check_files(self) -> None:
         for name in _FILES:
             value = getattr(self, name)
             good = isinstance(value, str) and (not value or Path(value).exists())
-            check(good, name, "an existing file or folder, or nothing")
-        check(isinstance(self.flow, str), "flow", "a name or a file")
-        check(
-            SIGNALS[self.signal].images or self.test_file,
-            "test_file",
-            "a folder of faces (none are shipped)",
-        )
+            self._check(name, good, "an existing file or folder, or nothing")
+        there = DATASETS[self.dataset].images or self.test_file
+        self._check("test_file", there, "a folder of faces (none are shipped)")
         both = bool(self.tuning_file) == bool(self.test_file)
-        check(both, "tuning_file", "a file with test_file, and only then")
+        self._check("tuning_file", both, "a file with test_file, and only then")
         shipped = not self.test_file or "ood" in self.tasks and not self.other_file
-        check(not shipped or self.images + self.tuning_images <= 32, "images",
-              "with tuning_images at most 32, the shipped ones, without test_file (and other_file "
-              "for ood)")  # fmt: skip
+        few = not shipped or self.images + self.tuning_images <= 32
+        wanted = (
+            "with tuning_images at most 32, the shipped ones, without test_file (and other_file "
+            "for ood)"
+        )
+        self._check("images", few, wanted)
 
     def shortened(self) -> ReproduceConfig:
-        """The quick form: few images and steps, shipped data, short sweeps."""
-        kept = 0 if SIGNALS[self.signal].images else 2  # test and tuning files
-        files = dict.fromkeys(_FILES[kept:], "")
+        """The quick form: few images and steps, short sweeps, shipped images if there are any."""
+        shipped = bool(DATASETS[self.dataset].images)
         return replace(
-            self, images=min(self.images, 4), tuning_images=2, steps=60, restarts=1, chunk=4,
-            quick=True, **files,
-        )  # fmt: skip
+            self,
+            images=min(self.images, 4),
+            tuning_images=2,
+            steps=60,
+            restarts=1,
+            chunk=4,
+            quick=True,
+            test_file="" if shipped else self.test_file,
+            tuning_file="" if shipped else self.tuning_file,
+            digit_file="",
+            other_file="",
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as TOML."""
@@ -129,7 +132,7 @@ class ReproduceConfig:
         return cls(**found)
 
 
-def _toml(value) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import baselines
-from ..flows import Flow
 from ..generators import load_generator
-from ..reconstruction.objectives import CSGM, MLE, AsimLikelihood, AsimProxy, Objective
+from ..reconstruction.objectives import CSGM, MAP, MLE, AsimLikelihood, AsimProxy, Objective
 from ..reconstruction.reconstruct import reconstruct
 from ..reconstruction.result import Reconstruction
 from ..reconstruction.strategies import STRATEGIES, Strategy
-from .config import ReproduceConfig
-from .signals import SIGNALS
-from .tasks import Problem, rms
+from .datasets import DATASETS, Dataset
+
+if TYPE_CHECKING:
+    from ..flows import Flow
+    from .config import ReproduceConfig
+    from .task import Setting
 
 
 @dataclass(frozen=True)
@@ -31,169 +34,215 @@ class Answer:
     found: Reconstruction | None = None
 
 
+Solve = Callable[["Context", "Setting", Tensor, float], Answer]
+
+
+def _anything(dataset: Dataset) -> bool:
+    return True
+
+
+def _has_generators(dataset: Dataset) -> bool:
+    return bool(dataset.generators)
+
+
+def _is_small(dataset: Dataset) -> bool:
+    return not dataset.large
+
+
 @dataclass(frozen=True)
 class Method:
     """One method.
 
     Args:
-        name: in tables. title: for readers.
+        name: in files and results.
+        title: for readers.
         parameter: the name of what is tuned, "" if nothing is.
         grid: its values.
-        solve: (context, problem, y, value) to Answer.
-        fits: whether the method runs on a problem.
+        solve: context, setting, measurements (B, ...) and a value to the answer.
+        fits: whether the method runs on a data set.
+        variant: run at the representative setting of a task only.
+        weights: the values that a task without tuning runs, around the method's default.
     """
 
     name: str
     title: str
     parameter: str
     grid: tuple[float, ...]
-    solve: Callable[[Context, Problem, Tensor, float], Answer]
-    fits: Callable[[Problem], bool] = lambda problem: True
+    solve: Solve
+    fits: Callable[[Dataset], bool] = _anything
+    variant: bool = False
+    weights: tuple[float, ...] = field(default=(), repr=False)
 
 
 class Context:
-    """What the methods share: the configuration, and the priors of its signal, loaded once."""
+    """What the methods share: the configuration, and the priors of its data set, loaded once."""
 
-    def __init__(self, config: ReproduceConfig, flow: Flow):
+    def __init__(self, config: ReproduceConfig, flow: Flow) -> None:
         self.config, self.flow = config, flow.freeze()
-        names = SIGNALS[config.signal].generators
+        names = DATASETS[config.dataset].generators
         self.generators = dict(zip(("gan", "vae"), map(load_generator, names)))
 
     @functools.cached_property
     def samples(self) -> Tensor:
-        """Draws of the flow, the Wiener filter's prior."""
+        """2,000 draws of the flow, the Wiener filter's prior."""
         return self.flow.sample(2000, 1.0, torch.Generator().manual_seed(0)).clamp(0, 1)
 
-    def reconstruct(self, problem: Problem, y: Tensor, prior: Any, **options) -> Answer:
-        settings = {"steps": self.config.steps, "seed": self.config.seed, "progress": False}
-        found = reconstruct(
-            y, problem.operator, prior, problem.noise, throw=False, **{**settings, **options}
-        )
+    def reconstruct(
+        self, setting: Setting, y: Tensor, prior: Any, objective: Objective, **options: Any
+    ) -> Answer:
+        """``reconstruct`` with the steps and the seed of the configuration."""
+        common = {"steps": self.config.steps, "seed": self.config.seed, "progress": False}
+        given = {"objective": objective, "throw": False, **common, **options}
+        found = reconstruct(y, setting.operator, prior, setting.noise, **given)
         return Answer(found.x, found)
 
 
-def _map(space: str | None = None, strategy: str | None = None, **changes: Any) -> Callable:
-    """MAP with the options of the problem and these changes.
+def map_options(setting: Setting, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """Options of ``reconstruct`` for MAP at a setting, with changes; "space" is the objective's."""
+    options = {**setting.map_settings, **changes}
+    return {"objective": MAP(beta, space=options.pop("space", "latent")), **options}
 
-    "adam" leaves a tempered likelihood as it is: it takes the place of other solvers and stages.
-    """
 
-    def solve(context: Context, problem: Problem, y: Tensor, beta: float) -> Answer:
-        options = {**problem.ours, **changes}
-        goal = replace(options.pop("objective"), beta=beta)
-        if space is not None:
-            goal = replace(goal, space=space)
-        tempers = strategy == "adam" and isinstance(options.get("strategy"), Strategy)
-        if strategy is not None and not tempers:
-            options["strategy"] = strategy
-        return context.reconstruct(problem, y, context.flow, objective=goal, **options)
+def _map(**changes: Any) -> Solve:
+    def solve(context: Context, setting: Setting, y: Tensor, beta: float) -> Answer:
+        options = map_options(setting, beta, **changes)
+        return context.reconstruct(setting, y, context.flow, **options)
 
     return solve
 
 
-def _flow_method(objective: Callable[[float], Objective]) -> Callable:
+def _map_latent(context: Context, setting: Setting, y: Tensor, beta: float) -> Answer:
+    """MAP over latents by Adam alone, or by a strategy that the setting has varied itself."""
+    own = setting.map_settings.get("strategy")
+    strategy = own if isinstance(own, Strategy) else "adam"
+    return _map(space="latent", strategy=strategy, lr=0.1, restarts=1)(context, setting, y, beta)
+
+
+def _asim(objective: Callable[[float], Objective]) -> Solve:
     """A method of Asim et al. with the flow, by its weight."""
 
-    def solve(context: Context, problem: Problem, y: Tensor, value: float) -> Answer:
-        return context.reconstruct(problem, y, context.flow, lr=0.1, objective=objective(value))
+    def solve(context: Context, setting: Setting, y: Tensor, gamma: float) -> Answer:
+        return context.reconstruct(setting, y, context.flow, objective(gamma), lr=0.1)
 
     return solve
 
 
-def _csgm(kind: str) -> Callable:
-    def solve(context: Context, problem: Problem, y: Tensor, lam: float) -> Answer:
-        return context.reconstruct(
-            problem, y, context.generators[kind], objective=CSGM(lam), lr=0.1,
-            restarts=context.config.restarts,
-        )  # fmt: skip
+def _csgm(kind: str) -> Solve:
+    def solve(context: Context, setting: Setting, y: Tensor, lam: float) -> Answer:
+        prior, restarts = context.generators[kind], context.config.restarts
+        return context.reconstruct(setting, y, prior, CSGM(lam), lr=0.1, restarts=restarts)
 
     return solve
 
 
-def _mle(kind: str) -> Callable:
+def _mle(kind: str) -> Solve:
     """From CSGM's solution: far from any image a noise flow's density has no slope to follow."""
 
-    def solve(context: Context, problem: Problem, y: Tensor, lr: float) -> Answer:
-        start = _csgm(kind)(context, problem, y, 0.3).found.z
-        return context.reconstruct(
-            problem, y, context.generators[kind], objective=MLE(), lr=lr, start=start
-        )
+    def solve(context: Context, setting: Setting, y: Tensor, lr: float) -> Answer:
+        start = _csgm(kind)(context, setting, y, 0.3).found
+        assert start is not None
+        prior = context.generators[kind]
+        return context.reconstruct(setting, y, prior, MLE(), lr=lr, start=start.z)
 
     return solve
 
 
-def _bm3d(context: Context, problem: Problem, y: Tensor, factor: float) -> Answer:
+def _noisy(context: Context, setting: Setting, y: Tensor, value: float) -> Answer:
+    return Answer(setting.naive(y))
+
+
+def _bm3d(context: Context, setting: Setting, y: Tensor, factor: float) -> Answer:
     # What is left of the noise after its mean is taken off, on the scale of the image.
-    scale = float(problem.preview(torch.ones_like(y[:1])).mean())
-    centred = (problem.preview(y) - scale * problem.mean).clamp(-0.5, 1.5)
-    return Answer(baselines.bm3d(centred, factor * scale * rms(problem.std)))
+    scale = float(setting.naive(torch.ones_like(y[:1])).mean())
+    centred = (setting.naive(y) - scale * setting.mean).clamp(-0.5, 1.5)
+    return Answer(baselines.bm3d(centred, factor * scale * rms(setting.std)))
 
 
-def _lasso(context: Context, problem: Problem, y: Tensor, alpha: float) -> Answer:
-    forward, adjoint = problem.linear
-    shape = context.flow.shape
-    steps = context.config.steps
-    return Answer(baselines.lasso_dct(y, forward, adjoint, shape, alpha, problem.mean, steps))
+def _lasso(context: Context, setting: Setting, y: Tensor, alpha: float) -> Answer:
+    forward, adjoint = setting.linear
+    shape, steps = context.flow.shape, context.config.steps
+    return Answer(baselines.lasso_dct(y, forward, adjoint, shape, alpha, setting.mean, steps))
 
 
-def _wiener(context: Context, problem: Problem, y: Tensor, factor: float) -> Answer:
-    forward, _ = problem.linear
-    return Answer(baselines.wiener(y, forward, context.samples, factor * problem.std, problem.mean))
+def _wiener(context: Context, setting: Setting, y: Tensor, factor: float) -> Answer:
+    forward, _ = setting.linear
+    std, mean = factor * setting.std, setting.mean
+    return Answer(baselines.wiener(y, forward, context.samples, std, mean))
 
 
-_generated = lambda problem: bool(problem.signal.generators)
-_one_bit = lambda problem: problem.task == "cs-1bit"
-_sensed = lambda problem: problem.task.startswith("cs-")
-_middle = lambda problem: problem.middle
-_digits = lambda problem: problem.task == "digits"
+def rms(std: Tensor) -> float:
+    """One number for a pattern of standard deviations."""
+    return math.sqrt(float(std.double().square().mean()))
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+MAP_METHOD = "map"
+# Of a task without tuning: the same factors around the default of either weight.
+BETAS = tuple(float(MAP().beta) * 4.0**k for k in range(-2, 3))
+GAMMAS = tuple(float(AsimLikelihood().gamma) * 4.0**k for k in range(-2, 3))
+_BETA = (1.0, 0.5, 0.25, 0.1)
+_LAM = (0.1, 0.3, 1.0, 3.0)
+_LR = (0.01, 0.03, 0.1, 0.3)
+_FACTOR = "times the noise level"
+
+
+def _variant(name: str, title: str, parameter: str, grid: tuple, solve: Solve) -> Method:
+    return Method(name, title, parameter, grid, solve, variant=True)
+
+
+def _strategy(name: str) -> Method:
+    title = f"ours: MAP, strategy {name}"
+    return _variant(f"map-{name}", title, "", (1.0,), _map(strategy=name, restarts=1))
+
+
+def _of_generator(kind: str, title: str) -> tuple[Method, Method]:
+    mle = Method(f"mle-{kind}", f"MLE, {title}", "lr", _LR, _mle(kind), _has_generators, True)
+    name = f"csgm-{kind}"
+    return mle, Method(name, f"CSGM, {title}", "lam", _LAM, _csgm(kind), _has_generators)
+
+
+_IMAGE = _map(space="image", strategy="adam")
+_NORM = _asim(lambda gamma: AsimProxy(gamma, squared=False))
+_LEAST = (1e-4, 1e-3, 3e-3, 1e-2)
 
 METHODS = {
     method.name: method
     for method in (
-        Method("noisy", "measurement", "", (1.0,), lambda c, p, y, v: Answer(p.preview(y))),
-        Method("map", "ours: MAP", "beta", (1.0, 0.5, 0.25, 0.1), _map()),
-        Method("map-latent", "ours: MAP, latent space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map("latent", "adam", lr=0.1, restarts=1), _middle),
-        Method("map-image", "ours: MAP, image space", "beta", (1.0, 0.5, 0.25, 0.1),
-               _map("image", "adam"),
-               lambda problem: problem.middle and problem.task == "cs-sinusoidal"),
-        *(
-            Method(f"map-{name}", f"ours: MAP, strategy {name}", "", (1.0,),
-                   _map(strategy=name, restarts=1), _digits)
-            for name in STRATEGIES
+        Method("noisy", "measurement", "", (1.0,), _noisy),
+        Method(MAP_METHOD, "ours: MAP", "beta", _BETA, _map(), weights=BETAS),
+        _variant("map-latent", "ours: MAP, latent space", "beta", _BETA, _map_latent),
+        _variant("map-image", "ours: MAP, image space", "beta", _BETA, _IMAGE),
+        *map(_strategy, STRATEGIES),
+        *_of_generator("gan", "DCGAN"),
+        *_of_generator("vae", "VAE"),
+        Method(
+            "asim",
+            "Asim 2019, likelihood",
+            "gamma",
+            (0.003, 0.03, 0.1, 0.3),
+            _asim(AsimLikelihood),
+            weights=GAMMAS,
         ),
-        Method("mle-gan", "MLE, DCGAN", "lr", (0.01, 0.03, 0.1, 0.3), _mle("gan"),
-               lambda problem: _middle(problem) and _generated(problem)),
-        Method("mle-vae", "MLE, VAE", "lr", (0.01, 0.03, 0.1, 0.3), _mle("vae"),
-               lambda problem: _middle(problem) and _generated(problem)),
-        Method("csgm-gan", "CSGM, DCGAN", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("gan"), _generated),
-        Method("csgm-vae", "CSGM, VAE", "lam", (0.1, 0.3, 1.0, 3.0), _csgm("vae"), _generated),
-        Method("asim", "Asim 2019, likelihood", "gamma", (0.003, 0.03, 0.1, 0.3),
-               _flow_method(AsimLikelihood)),
-        Method("asim-proxy", "Asim 2019, proxy ||z||^2", "gamma", (0.03, 0.1, 0.3, 1.0),
-               _flow_method(AsimProxy), _middle),
-        Method("asim-norm", "Asim 2019, proxy ||z||", "gamma", (0.3, 1.0, 3.0, 10.0),
-               _flow_method(lambda gamma: AsimProxy(gamma, squared=False)), _middle),
-        Method("bm3d", "BM3D", "times the noise level", (0.5, 0.75, 1.0, 1.5), _bm3d,
-               lambda problem: not _sensed(problem)),
-        Method("lasso", "LASSO, DCT", "alpha", (1e-4, 1e-3, 3e-3, 1e-2), _lasso, _sensed),
-        Method("wiener", "Wiener", "times the noise level", (0.5, 1.0, 1.5, 3.0), _wiener,
-               lambda problem: not _one_bit(problem) and not problem.signal.large),
+        _variant(
+            "asim-proxy",
+            "Asim 2019, proxy ||z||^2",
+            "gamma",
+            (0.03, 0.1, 0.3, 1.0),
+            _asim(AsimProxy),
+        ),
+        _variant("asim-norm", "Asim 2019, proxy ||z||", "gamma", (0.3, 1.0, 3.0, 10.0), _NORM),
+        Method("bm3d", "BM3D", _FACTOR, (0.5, 0.75, 1.0, 1.5), _bm3d),
+        Method("lasso", "LASSO, DCT", "alpha", _LEAST, _lasso),
+        Method("wiener", "Wiener", _FACTOR, (0.5, 1.0, 1.5, 3.0), _wiener, _is_small),
     )
-}  # fmt: skip
-OURS = "map"
-# Of the sensitivity task: the same factors around the default of either weight.
-BETAS = tuple(4.0**k for k in range(-2, 3))
-GAMMAS = tuple(AsimLikelihood().gamma * beta for beta in BETAS)
+}
+STRATEGY_METHODS = tuple(f"map-{name}" for name in STRATEGIES)
 
 
-def chosen_methods(problem: Problem) -> list[Method]:
-    """The methods that run on a problem; BM3D where deepinv is installed."""
-    if problem.task == "sensitivity":
-        return [METHODS["map"], METHODS["asim"]]
-    if problem.task == "ood":
-        names = ("noisy", "map", "asim", "csgm-gan", "bm3d", "wiener")
-    else:
-        names = tuple(METHODS)
+def chosen_methods(setting: Setting) -> list[Method]:
+    """The methods that run at a setting; BM3D where deepinv is installed."""
     able = all(importlib.util.find_spec(name) for name in ("deepinv", "ptwt"))
-    return [METHODS[n] for n in names if METHODS[n].fits(problem) and (n != "bm3d" or able)]
+    methods = [METHODS[name] for name in setting.methods if name != "bm3d" or able]
+    fit = [method for method in methods if method.fits(setting.dataset)]
+    return [method for method in fit if setting.representative or not method.variant]

@@ -1,139 +1,153 @@
-"""A reproduction as tables, curves, panels and one self-contained report.html."""
+"""A reproduction as tables, claims and one self-contained report.html."""
 
 from __future__ import annotations
 
 import base64
-import gzip
 import html
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw
 
-from .._base.errors import ArgumentError
 from .._base.files import whole_file
-from ..data import image_grid, to_picture
+from .._base.templates import filled
 from ..metrics import interval
-from ..reconstruction.objectives import CSGM, MAP, AsimLikelihood
-from .methods import OURS
+from . import figures
+from .cells import POSTERIOR, Arrays, Pictures, load_arrays, load_pictures, load_result
+from .datasets import DATASETS
+from .figures import psnrs
+from .methods import MAP_METHOD
+from .tasks import TASKS
 
-ABOUT = {
-    "digits": "y = 0.5 x + 0.5 digit: real handwritten digits over the image; the noise model is "
-    "a flow trained on digits.",
-    "cs-sinusoidal": "y = A x + noise, A Gaussian; the noise's standard deviation is a sinusoid "
-    "over the measurements and its mean is 0.3.",
-    "denoise-gaussian": "y = x + white Gaussian noise of standard deviation 0.1.",
-    "denoise-sinusoidal": "y = x + noise whose standard deviation, exp(sin) of height c, is the "
-    "same along each row.",
-    "denoise-radial": "y = x + noise, strongest at the centre.",
-    "cs-1bit": "y = sign(A x) + noise of mean 0.5 and sinusoidal standard deviation.",
-    "sensitivity": "Compressed sensing, m = 200, over a grid of weights, the same factors around "
-    "the default of each: beta of MAP, gamma of Asim.",
-    "ood": "2-D sinusoidal noise (c = 0.2) on images of the other data set.",
-}
+_PAGE = Path(__file__).parent / "report_page.html"
+Result = dict[str, Any]
+Row = dict[str, Any]
 
 
-def read(folder: str | os.PathLike) -> dict:
-    """What results.json of a run's folder holds, or results.json.gz.
+def report(folder: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
+    """Write the report of a run again, from its results.json.
 
+    Args:
+        folder: of the run. Pictures are shown as far as its cells are still there.
+        out: where report.html and the PNGs go; None: into the same folder.
+    Returns:
+        The path of report.html.
     Raises:
-        ArgumentError: neither is there, or it is not JSON.
+        ArgumentError: no results.json or results.json.gz in the folder.
     """
-    plain = Path(folder) / "results.json"
-    packed = plain.with_suffix(".json.gz")
-    try:
-        return json.loads(
-            plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes())
-        )
-    except (OSError, ValueError) as error:
-        raise ArgumentError("report", "folder", "one with a results.json", error) from None
+    result, target = load_result(folder), Path(out or folder)
+    target.mkdir(parents=True, exist_ok=True)
+    posterior = load_arrays(Path(folder) / POSTERIOR)
+    return write(result, load_pictures(folder, result), posterior, target)
 
 
-def psnrs(row: dict) -> np.ndarray:
-    """PSNR of every image of a row of results.json, in their order."""
-    return np.array([image["psnr"] for image in row["images"]])
+# --- numbers --------------------------------------------------------------------------------------
 
 
-def claims(result: dict) -> list[tuple[str, str]]:
-    """The paper's three claims and the optimality gap, each with its number."""
-    rows = result["rows"]
-    by = lambda task, method: [r for r in rows if r["task"] == task and r["method"] == method]
-    mean = lambda row: psnrs(row).mean()
+def about(result: Result, task: str) -> str:
+    """The sentence on a task, with the numbers of this run's data set."""
+    config = result["config"]
+    return TASKS[task].sentence(DATASETS[config["dataset"]], config.get("quick", False))
+
+
+def rows_of(result: Result, task: str, method: str | None = None) -> list[Row]:
+    """Rows of a task, and of a method where one is given."""
+    rows = [row for row in result["rows"] if row["task"] == task]
+    return [row for row in rows if method in (None, row["method"])]
+
+
+def claims(result: Result) -> list[tuple[str, str]]:
+    """The paper's three claims and the optimality gap, each with its number, as far as they ran."""
+    return [
+        *_noise_model_claims(result),
+        *_measurements_claim(result),
+        *_sensitivity_claim(result),
+        *_digits_claims(result),
+        *_overshoot_claim(result),
+    ]
+
+
+def _mean(row: Row) -> float:
+    return psnrs(row).mean()
+
+
+def _noise_model_claims(result: Result) -> list[tuple[str, str]]:
     told = []
     for kind in ("gan", "vae"):
-        mle, csgm = by("digits", f"mle-{kind}"), by("digits", f"csgm-{kind}")
+        mle, csgm = (rows_of(result, "digits", f"{name}-{kind}") for name in ("mle", "csgm"))
         if mle and csgm:
             gain = psnrs(mle[0]) - psnrs(csgm[0])
-            told.append((
-                f"The right noise model helps the same generator ({kind.upper()}, digits)",
-                f"MLE minus CSGM: {gain.mean():+.2f} dB, 95 % interval +-{interval(gain):.2f}",
-            ))  # fmt: skip
-    growth = {}
-    for method in dict.fromkeys(r["method"] for r in rows):
-        at = lambda row: row["at"]["measurements m"]
-        sweep = sorted(by("cs-sinusoidal", method), key=at)
-        if len(sweep) > 1:
-            growth[method] = mean(sweep[-1]) - mean(sweep[0])
-    if OURS in growth:
-        others = {m: g for m, g in growth.items() if m not in (OURS, "noisy")}
-        most = max(others, key=others.__getitem__)
-        told.append((
-            "More measurements help MAP most",
-            f"fewest to most measurements: MAP {growth[OURS]:+.2f} dB, next {most} "
-            f"{others[most]:+.2f} dB",
-        ))  # fmt: skip
-    ranges = {}
-    for method in (OURS, "asim"):
-        means = [mean(r) for r in by("sensitivity", method)]
-        if means:
-            ranges[method] = max(means) - min(means)
-    if len(ranges) == 2:
-        told.append((
-            "MAP varies less over beta than Asim over gamma",
-            f"best minus worst: MAP {ranges[OURS]:.2f} dB, Asim {ranges['asim']:.2f} dB",
-        ))  # fmt: skip
-    for row in by("digits", OURS):
-        noisy = by("digits", "noisy")
-        gap = np.median([i["gap"] for i in row["images"] if i["gap"] is not None])
-        gain = mean(row) - mean(noisy[0])
-        told.append(("Digits removed", f"{gain:+.2f} dB over the noisy image 2y"))
-        told.append((
-            "The solver finds a loss no higher than the truth's (digits)",
-            f"median gap {gap:+.1f} nats",
-        ))  # fmt: skip
-    scored = [i for r in rows if r["method"] == OURS for i in r["images"]]
-    over = sum(image.get("prior_overshoot", False) for image in scored)
-    if scored:
-        told.append((
-            "Prior overshoot",
-            f"{over} of {len(scored)} MAP solutions have a log p that no held-out image comes near",
-        ))  # fmt: skip
+            claim = f"The right noise model helps the same generator ({kind.upper()}, digits)"
+            number = f"{gain.mean():+.2f} dB, 95 % interval +-{interval(gain):.2f}"
+            told.append((claim, f"MLE minus CSGM: {number}"))
     return told
 
 
-def table(result: dict, task: str) -> list[list[str]]:
+def _measurements_claim(result: Result) -> list[tuple[str, str]]:
+    growth = {}
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = rows_of(result, "cs-sinusoidal", method)
+        if len(rows) > 1:
+            rows = sorted(rows, key=lambda row: row["at"]["measurements m"])
+            growth[method] = _mean(rows[-1]) - _mean(rows[0])
+    if MAP_METHOD not in growth:
+        return []
+    others = {m: g for m, g in growth.items() if m not in (MAP_METHOD, "noisy")}
+    most = max(others, key=lambda method: others[method])
+    number = f"MAP {growth[MAP_METHOD]:+.2f} dB, next {most} {others[most]:+.2f} dB"
+    return [("More measurements help MAP most", f"fewest to most measurements: {number}")]
+
+
+def _sensitivity_claim(result: Result) -> list[tuple[str, str]]:
+    ranges = []
+    for method in (MAP_METHOD, "asim"):
+        means = [_mean(row) for row in rows_of(result, "sensitivity", method)]
+        if not means:
+            return []
+        ranges.append(max(means) - min(means))
+    number = f"best minus worst: MAP {ranges[0]:.2f} dB, Asim {ranges[1]:.2f} dB"
+    return [("MAP varies less over beta than Asim over gamma", number)]
+
+
+def _digits_claims(result: Result) -> list[tuple[str, str]]:
+    told = []
+    for row in rows_of(result, "digits", MAP_METHOD):
+        gain = _mean(row) - _mean(rows_of(result, "digits", "noisy")[0])
+        gap = np.median([image["gap"] for image in row["images"] if image["gap"] is not None])
+        told.append(("Digits removed", f"{gain:+.2f} dB over the noisy image 2y"))
+        claim = "The solver finds a loss no higher than the truth's (digits)"
+        told.append((claim, f"median gap {gap:+.1f} nats"))
+    return told
+
+
+def _overshoot_claim(result: Result) -> list[tuple[str, str]]:
+    rows = [row for row in result["rows"] if row["method"] == MAP_METHOD]
+    scored = [image for row in rows for image in row["images"]]
+    over = sum(image.get("prior_overshoot", False) for image in scored)
+    number = f"{over} of {len(scored)} MAP solutions have a log p that no held-out image comes near"
+    return [("Prior overshoot", number)] if scored else []
+
+
+def table(result: Result, task: str) -> list[list[str]]:
     """Mean PSNR of a task, methods by settings; the first row and column are headings."""
-    rows = [r for r in result["rows"] if r["task"] == task]
-    settings = list(dict.fromkeys(r["setting"] for r in rows))
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    cells = {(r["method"], r["setting"]): r for r in rows}
-    lines = [["method", *(f"{setting or 'PSNR'}, dB" for setting in settings)]]
-    for method in methods:
-        found = [cells.get((method, setting)) for setting in settings]
+    rows = rows_of(result, task)
+    labels = list(dict.fromkeys(row["setting"] for row in rows))
+    cells = {(row["method"], row["setting"]): row for row in rows}
+    lines = [["method", *(f"{label or 'PSNR'}, dB" for label in labels)]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [cells.get((method, label)) for label in labels]
         title = next(row["title"] for row in found if row)
-        lines.append([title, *(_cell(row, cells.get((OURS, row["setting"]))) if row else ""
-                               for row in found)])  # fmt: skip
+        ours = lambda row: cells.get((MAP_METHOD, row["setting"]))
+        lines.append([title, *(_cell(row, ours(row)) if row else "" for row in found)])
     return lines
 
 
-def _cell(row: dict, ours: dict | None) -> str:
+def _cell(row: Row, ours: Row | None) -> str:
     """Mean and interval; ours minus it, paired by image; the parameter it was tuned to."""
     found = psnrs(row)
     text = f"{found.mean():.2f} ± {interval(found):.2f}"
-    if ours and row["method"] != OURS:
+    if ours and row["method"] != MAP_METHOD:
         paired = psnrs(ours) - found
         text += f"\nours {paired.mean():+.2f} ± {interval(paired):.2f}"
     if row["parameter"]:
@@ -141,93 +155,106 @@ def _cell(row: dict, ours: dict | None) -> str:
     return text
 
 
-def write(result: dict, pictures: dict, extras: dict[str, np.ndarray], folder: Path) -> None:
-    """Write the PNGs and report.html into the folder."""
-    config, body = result["config"], []
-    tasks = list(dict.fromkeys(r["task"] for r in result["rows"]))
-    body.append("<h2>What the paper claims, here</h2>")
-    body.append(_html_table([["claim", "measured"], *map(list, claims(result))]))
-    for task in tasks:
-        body.append(f"<h2>{task}</h2><p>{html.escape(ABOUT[task])}</p>")
-        if task != "sensitivity":
-            body.append(_html_table(table(result, task)))
-        for axis in _axes(result, task):
-            path = folder / f"{task}-over-{axis.replace(' ', '-') or 'weight'}.png"
-            drawn = _curves(result, task, axis, path)
-            body.append(_embedded(path) if drawn else "<p>Curves need matplotlib.</p>")
-        shown = {k: v for k, v in pictures.items() if k[0] == task}
-        for setting in dict.fromkeys(k[1] for k in shown):
-            some = {k[2]: v for k, v in shown.items() if k[1] == setting}
-            name = f"{task}-{setting}".replace(" ", "").replace(",", "-").replace("=", "")
-            path = folder / f"{name.rstrip('-')}.png"
-            _panel(result, some, path)
-            body.append(f"<h3>{html.escape(setting)}</h3>" if setting else "")
-            body.append(_embedded(path))
-    body.append(_beyond(result, extras, folder))
-    body.append("<h2>Tuning</h2><p>Every method's one parameter was chosen from four values by "
-                f"mean PSNR on {config['tuning_images']} images outside the test set, at every "
-                "setting.</p>")  # fmt: skip
-    lines = [["problem", "method", "parameter", "grid", "chosen"]]
-    for row in result["tuned"]:
-        grid = ", ".join(f"{v:g}" for v in row["grid"])
-        lines.append([row["problem"], row["method"], row["parameter"], grid, f"{row['value']:g}"])
-    body.append(f"<details><summary>what was chosen</summary>{_html_table(lines)}</details>")
-    facts = ", ".join(f"{k} = {v}" for k, v in config.items())
-    head = (
-        f"<h1>flowinv_fast: the paper's experiments on {config['signal']}</h1>"
-        f"<p>{config['images']} test images a task, seed {config['seed']}, {config['steps']} "
-        "steps. Mean PSNR in dB of images clipped to [0, 1], with the 95 % interval of the mean "
-        "over images; below it ours minus the method, paired by image, and the value of the "
-        "method's parameter.</p>"
-        f"<p class=small>flowinv_fast {result['version']}, torch {result['torch']}, "
-        f"{result['threads']} threads; {html.escape(facts)}</p>"
-    )
-    with whole_file(folder / "report.html") as temporary:
-        temporary.write_text(_PAGE.format(body=head + "\n".join(body)))
+# --- the page -------------------------------------------------------------------------------------
 
 
-def _beyond(result: dict, extras: dict[str, np.ndarray], folder: Path) -> str:
-    """Uncertainty of the posterior, and the bound of Theorem 4.1."""
-    drawn, bound = result["posterior"], result["bound"]
-    text = (
-        "<h2>Beyond the paper: uncertainty</h2><p>Posterior draws for 2-D sinusoidal noise, "
-        f"c = 0.2: {drawn['samples']} draws after {drawn['warm_up']} steps of preconditioned "
-        "Langevin sampling from the MAP solution, one chain an image. The root mean square of "
-        f"error over standard deviation is {drawn['z']:.2f} (1 where the draws' spread tells the "
-        "whole error), acceptance "
-        f"{drawn['acceptance']:.2f}. Grey levels of the last two rows end at {drawn['top']:.2f}."
-        "</p>"
-    )
-    top = drawn["top"]
-    strips = [("truth", extras["truth"]), ("measurement", extras["y"]),
-              ("posterior mean", extras["mean"]), ("posterior std", extras["std"] / top),
-              ("error of the mean", np.abs(extras["mean"] - extras["truth"]) / top)]  # fmt: skip
-    _strips(strips, folder / "posterior.png")
-    text += _embedded(folder / "posterior.png")
-    if not bound["images"]:
-        return text + "<p>Theorem 4.1 is not estimated for images of this size.</p>"
-    text += (
-        "<h2>Beyond the paper: Theorem 4.1</h2><p>Denoising with Gaussian noise of standard "
-        f"deviation {bound['std']}: ||x - x*|| &le; ||delta|| / (1 + mu std^2), with mu, the "
-        "smallest curvature of -log p_G, estimated at the reconstruction by Lanczos iterations "
-        "and the true image as x*: an estimate at a point, no proof over the ball (and the true "
-        "image is not quite a local optimum of the prior, which the theorem wants).</p>"
-    )
+def write(result: Result, pictures: Pictures, posterior: Arrays, folder: Path) -> Path:
+    """Write the PNGs and report.html into a folder.
+
+    Args:
+        result: what results.json holds.
+        pictures: what the cells keep; panels are left out where there are none.
+        posterior: pictures of the posterior draws, or {}.
+        folder: that exists.
+    Returns:
+        The path of report.html.
+    """
+    config, drawn, bound = result["config"], result["posterior"], result["bound"]
+    tasks = dict.fromkeys(row["task"] for row in result["rows"])
+    values = {
+        **{key: config[key] for key in ("dataset", "images", "seed", "steps", "tuning_images")},
+        **{key: result[key] for key in ("version", "torch", "threads")},
+        **{key: drawn[key] for key in ("samples", "warm_up")},
+        **{key: f"{drawn[key]:.2f}" for key in ("z", "acceptance", "top")},
+        "config": html.escape(", ".join(f"{key} = {value}" for key, value in config.items())),
+        "claims": _html_table([["claim", "measured"], *map(list, claims(result))]),
+        "tasks": "\n".join(part for t in tasks for part in _task(result, t, pictures, folder)),
+        "posterior": _posterior(drawn["top"], posterior, folder) if posterior else "",
+        "std": bound["std"],
+        "bound": _bound(bound),
+        "tuning": _tuning(result),
+    }
+    conditions = ["bound" if bound["images"] else "no_bound"] + ["posterior"] * bool(posterior)
+    path = folder / "report.html"
+    with whole_file(path) as temporary:
+        temporary.write_text(filled(_PAGE, values, conditions))
+    return path
+
+
+def _task(result: Result, task: str, pictures: Pictures, folder: Path) -> list[str]:
+    """Heading, sentence, table, curves and panels of one task."""
+    parts = [f"<h2>{task}</h2><p>{html.escape(about(result, task))}</p>"]
+    if TASKS[task].tuned:
+        parts.append(_html_table(table(result, task)))
+    for axis in _axes(result, task):
+        path = folder / f"{task}-over-{axis.replace(' ', '-') or 'weight'}.png"
+        drawn = figures.curves(rows_of(result, task), axis, path)
+        parts.append(_embedded(path) if drawn else "<p>Curves need matplotlib.</p>")
+    shown = {key: arrays for key, arrays in pictures.items() if key[0] == task}
+    titles = {row["method"]: row["title"] for row in result["rows"]}
+    for label in dict.fromkeys(key[1] for key in shown) if TASKS[task].tuned else ():
+        some = {key[2]: arrays for key, arrays in shown.items() if key[1] == label}
+        name = f"{task}-{label}".replace(" ", "").replace(",", "-").replace("=", "")
+        path = folder / f"{name.rstrip('-')}.png"
+        figures.panel(titles, some, path)
+        parts.append(f"<h3>{html.escape(label)}</h3>" if label else "")
+        parts.append(_embedded(path))
+    return parts
+
+
+def _axes(result: Result, task: str) -> list[str]:
+    """Names of the axes that a task is swept over; "" is the weight of each method."""
+    if not TASKS[task].tuned:
+        return [""]
+    places = [row["at"] for row in rows_of(result, task)]
+    names = dict.fromkeys(axis for at in places for axis in at)
+    return [axis for axis in names if len({at[axis] for at in places if axis in at}) > 1]
+
+
+def _posterior(top: float, posterior: Arrays, folder: Path) -> str:
+    """Mean and uncertainty of the draws as a picture; ``top`` is the level shown white."""
+    path, mean = folder / "posterior.png", posterior["mean"]
+    strips = [
+        ("truth", posterior["truth"]),
+        ("measurement", posterior["y"]),
+        ("posterior mean", mean),
+        ("posterior std", posterior["std"] / top),
+        ("error of the mean", np.abs(mean - posterior["truth"]) / top),
+    ]
+    figures.strips(strips, path)
+    return _embedded(path)
+
+
+def _bound(bound: dict[str, Any]) -> str:
+    """The bound of Theorem 4.1, a row for each image."""
     head = ["image", "mu", "||delta||", "bound", "||x - x*||", "PSNR, dB"]
     keys = ("mu", "delta_norm", "bound", "distance", "psnr")
     number = lambda v: "none" if v is None else f"{v:.2f}"  # where 1 + mu std^2 is not positive
-    rows = [[str(r["image"]), *(number(r[k]) for k in keys)] for r in bound["images"]]
-    return text + _html_table([head, *rows])
+    rows = [[str(row["image"]), *(number(row[key]) for key in keys)] for row in bound["images"]]
+    return _html_table([head, *rows])
 
 
-# --- pieces ---------------------------------------------------------------------------------------
+def _tuning(result: Result) -> str:
+    """Grid and choice of every method at every setting."""
+    lines = [["setting", "method", "parameter", "grid", "chosen"]]
+    for row in result["tuned"]:
+        grid = ", ".join(f"{value:g}" for value in row["grid"])
+        names = [row["setting"], row["method"], row["parameter"]]
+        lines.append([*names, grid, f"{row['value']:g}"])
+    return _html_table(lines)
 
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>flowinv_fast report</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse;margin:1em 0}}td,th{{border:1px solid #ccc;padding:.25em .6em;
-text-align:left}}.small{{color:#666;font-size:12px}}img{{max-width:100%}}</style>
-<body>{body}</body></html>
-"""
+
+# --- HTML -----------------------------------------------------------------------------------------
 
 
 def _html_table(lines: list[list[str]]) -> str:
@@ -242,79 +269,3 @@ def _html_table(lines: list[list[str]]) -> str:
 def _embedded(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
-
-
-def _axes(result: dict, task: str) -> list[str]:
-    """Names of the axes that a task is swept over."""
-    if task == "sensitivity":
-        return [""]
-    rows = [r for r in result["rows"] if r["task"] == task]
-    axes = dict.fromkeys(axis for r in rows for axis in r["at"])
-    return [a for a in axes if len({r["at"][a] for r in rows if a in r["at"]}) > 1]
-
-
-def _curves(result: dict, task: str, axis: str, path: Path) -> bool:
-    """PSNR over an axis as a PNG; False, and no file, without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    rows = [r for r in result["rows"] if r["task"] == task and (axis in r["at"] or not axis)]
-    weights = {"beta": MAP().beta, "gamma": AsimLikelihood().gamma, "lam": CSGM().lam}
-    at = lambda r: r["at"][axis] if axis else r["value"] / weights[r["parameter"]]
-    for method in dict.fromkeys(r["method"] for r in rows):
-        own = [r for r in rows if r["method"] == method]
-        own.sort(key=at)
-        if len(own) == 1:
-            continue
-        found = [psnrs(r) for r in own]
-        label = own[0]["title"]
-        if not axis:
-            label += f", {own[0]['parameter']}"
-        axes.errorbar(
-            [at(r) for r in own], [f.mean() for f in found], [interval(f) for f in found],
-            label=label, capsize=3, linewidth=2.5 if method == OURS else 1.2, marker="o",
-            markersize=4,
-        )  # fmt: skip
-    if axis != "c":
-        axes.set_xscale("log")
-        places = sorted({at(r) for r in rows})
-        axes.set_xticks(places, [f"{v:g}" for v in places])
-        axes.minorticks_off()
-    axes.set_xlabel(axis or "weight over its default (beta = 1, gamma = 0.1)")
-    axes.set_ylabel("PSNR, dB")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return True
-
-
-def _panel(result: dict, pictures: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """A row per method, truth and measurement first, columns the first test images."""
-    titles = {r["method"]: r["title"] for r in result["rows"]}
-    any_one = next(iter(pictures.values()))
-    strips = [("truth", any_one["truth"]), ("measurement", any_one["y"])]
-    strips += [(titles[m], v["x"]) for m, v in pictures.items() if m != "noisy"]
-    _strips([(label, images / 255) for label, images in strips], path)
-
-
-def _strips(strips: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """Labelled rows of images (N, C, H, W) in [0, 1]."""
-    tiles = []
-    for label, images in strips:
-        grid = image_grid(torch.from_numpy(np.asarray(images, np.float32)), len(images))
-        tiles.append((label, to_picture(grid, max(1, 64 // images.shape[-1]))))
-    width, height = tiles[0][1].size
-    panel = Image.new("RGB", (width + 190, len(tiles) * (height + 4)), "white")
-    pen = ImageDraw.Draw(panel)
-    for i, (label, tile) in enumerate(tiles):
-        pen.text((6, i * (height + 4) + height // 2 - 6), label, "black")
-        panel.paste(tile, (190, i * (height + 4)))
-    with whole_file(path) as temporary:
-        panel.save(temporary, "PNG")

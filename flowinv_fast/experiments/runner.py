@@ -1,7 +1,7 @@
 """``flowinv-fast reproduce``: every task, method and image of a configuration, resumable.
 
-The work is cut into cells: (task, setting, method, value of its parameter, chunk of images). A cell
-that is done is one file, written whole; a run that is killed goes on at the first one missing. The
+The work is cut into cells: (setting, method, value of its parameter, chunk of images). A cell that
+is done is one file, written whole; a run that is killed goes on at the first one missing. The
 answer of a cell depends on the configuration alone.
 """
 
@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,22 +28,24 @@ from tqdm import tqdm
 from .. import metrics
 from .._base import backend
 from .._base.errors import is_whole, require
-from .._base.files import whole_file
 from ..flows import load_flow
-from . import beyond, report
+from . import report, uncertainty
+from .cells import POSTERIOR, Arrays, cell_name, load_arrays, load_pictures, save_arrays, save_json
 from .config import ReproduceConfig
-from .methods import BETAS, GAMMAS, METHODS, OURS, Context, Method, chosen_methods
-from .signals import SIGNALS
-from .tasks import Images, Problem, loss_of_truth, problems
+from .datasets import DATASETS
+from .images import Images
+from .methods import MAP_METHOD, METHODS, Answer, Context, Method, chosen_methods
+from .task import Inputs, Setting
+from .tasks import TASKS
 
 SHOWN = 8  # images of a cell that are kept as pictures
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of work: these images of a problem by a method at a value."""
+    """A piece of work: these images of a setting by a method at a value."""
 
-    problem: Problem
+    setting: Setting
     method: Method
     value: float
     part: str  # "test" or "tuning"
@@ -53,9 +55,7 @@ class Cell:
     @property
     def name(self) -> str:
         """File name, without suffix."""
-        facts = [self.problem.title, self.method.name, f"{self.value:g}", self.part, self.first]
-        text = "_".join(str(f).replace(" ", "").replace(",", "_") for f in facts)
-        return text.replace("/", "-")
+        return cell_name(self.setting.title, self.method.name, self.value, self.part, self.first)
 
 
 def reproduce(
@@ -63,7 +63,7 @@ def reproduce(
     folder: str | os.PathLike,
     progress: bool | None = None,
     jobs: int = 1,
-) -> dict:
+) -> dict[str, Any]:
     """Run a configuration, or what is left of it, and write results.json, PNGs and report.html.
 
     Args:
@@ -81,53 +81,57 @@ def reproduce(
     kept = folder / "config.toml"
     if kept.exists():
         same = ReproduceConfig.load(kept) == config
-        require(same, "reproduce", "folder", "a new one, or one of this same configuration",
-                f"{folder} with another config.toml")  # fmt: skip
+        wanted = "a new one, or one of this same configuration"
+        require(same, "reproduce", "folder", wanted, f"{folder} with another config.toml")
     run = _Run(config, folder, progress, jobs)  # may refuse files; then the folder is left alone
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     config.save(kept)
     run.tune()
     run.test()
     result = run.result()
-    result["posterior"], result["bound"], extras = run.beyond()
-    _save_json(folder / "results.json", result, 1)
-    report.write(result, run.pictures(), extras, folder)
+    result["posterior"], result["bound"], posterior = run.uncertainty()
+    save_json(folder / "results.json", result, 1)
+    report.write(result, load_pictures(folder, result), posterior, folder)
     return result
 
 
 class _Run:
-    def __init__(self, config: ReproduceConfig, folder: Path, progress: bool | None, jobs: int):
+    def __init__(
+        self, config: ReproduceConfig, folder: Path, progress: bool | None, jobs: int
+    ) -> None:
         self.config, self.folder, self.jobs = config, folder, jobs
         self.disable = None if progress is None else not progress
         self.images, self.other = Images.of(config), Images.other(config)
-        self.flow = load_flow(config.flow or SIGNALS[config.signal].flow)
+        dataset = DATASETS[config.dataset]
+        self.flow = load_flow(config.flow or dataset.flow)
         self.context = Context(config, self.flow)
-        self.problems = [
-            p for task in config.tasks for p in problems(task, config, self.images.digits)
+        inputs = Inputs(dataset, config.seed, self.images.digits)
+        self.settings = [
+            s for task in config.tasks for s in TASKS[task].build(inputs, config.quick)
         ]
         self.chosen: dict[tuple[str, str], float] = {}
 
-    def truth(self, problem: Problem, part: str) -> Tensor:
-        """Test or tuning images of a problem; those out of distribution are another signal's."""
-        images = self.other if problem.images else self.images
+    def truth(self, setting: Setting, part: str) -> Tensor:
+        """Test or tuning images of a setting, its own data set's or the other's."""
+        images = self.other if setting.other_images else self.images
         return images.test if part == "test" else images.tuning
 
     # --- cells -----------------------------------------------------------------------------------
 
-    def _cells(self, problem: Problem, method: Method, value: float, part: str) -> Iterator[Cell]:
-        count = len(self.truth(problem, part))
+    def _cells(self, setting: Setting, method: Method, value: float, part: str) -> Iterator[Cell]:
+        count = len(self.truth(setting, part))
         for first in range(0, count, self.config.chunk):
-            yield Cell(problem, method, value, part, first, min(count, first + self.config.chunk))
+            yield Cell(setting, method, value, part, first, min(count, first + self.config.chunk))
 
     def every_cell(self) -> dict[str, Cell]:
         """All that a run of this configuration could ask for, by name."""
         return {
             cell.name: cell
-            for problem in self.problems
-            for method in chosen_methods(problem)
-            for value in (*method.grid, *_weights(method))
+            for setting in self.settings
+            for method in chosen_methods(setting)
+            for value in (*method.grid, *method.weights)
             for part in ("tuning", "test")
-            for cell in self._cells(problem, method, value, part)
+            for cell in self._cells(setting, method, value, part)
         }
 
     def _path(self, cell: Cell) -> Path:
@@ -138,57 +142,64 @@ class _Run:
         bar = tqdm(total=len(left), desc=label, disable=self.disable, unit="cell", smoothing=0.05)
         with bar, contextlib.ExitStack() as stack:
             if self.jobs == 1:
-                done = map(self.solve, left)
+                done: Iterator[None] = map(self.solve, left)
             else:
                 threads = max(1, torch.get_num_threads() // self.jobs)
-                pool = stack.enter_context(ProcessPoolExecutor(
-                    self.jobs, multiprocessing.get_context("spawn"), _start_worker,
-                    (self.config, self.folder, threads),
-                ))  # fmt: skip
-                done = pool.map(_solve_named, [cell.name for cell in left])
+                arguments = (self.config, self.folder, threads)
+                spawn = multiprocessing.get_context("spawn")
+                pool = ProcessPoolExecutor(self.jobs, spawn, _start_worker, arguments)
+                done = stack.enter_context(pool).map(_solve_named, [cell.name for cell in left])
             for cell, _ in zip(left, done):
-                bar.set_postfix_str(f"{cell.problem.title}, {cell.method.name}")
+                bar.set_postfix_str(f"{cell.setting.title}, {cell.method.name}")
                 bar.update()
 
     def solve(self, cell: Cell) -> None:
         """Do a cell and write it."""
-        problem = cell.problem
-        truth = self.truth(problem, cell.part)[cell.first : cell.last]
-        y = self._measurements(problem, cell.part, cell.first, truth)
+        truth = self.truth(cell.setting, cell.part)[cell.first : cell.last]
+        y = self._measurements(cell.setting, cell.part, cell.first, truth)
         started = time.perf_counter()
-        answer = cell.method.solve(self.context, problem, y, cell.value)
+        answer = cell.method.solve(self.context, cell.setting, y, cell.value)
         seconds = (time.perf_counter() - started) / len(truth)
-        x = answer.x.clamp(0, 1)
-        table = {"psnr": metrics.psnr(x, truth), "ssim": _ssim(x, truth)}
-        found = answer.found
-        if found is not None:
-            table |= {n: getattr(found, n) for n in ("loss", "log_noise", "log_prior", "steps")}
-        if found is not None and cell.method.name.startswith(OURS):
-            least = loss_of_truth(truth, y, problem, self.context.flow, cell.value)
-            table["gap"] = found.loss - least
-            table["prior_overshoot"] = found.prior_overshoot
+        columns = self._columns(cell, answer, truth, y)
+        numbers = lambda i: {k: _number(v[i]) for k, v in columns.items() if v is not None}
         rows = [
-            {"image": cell.first + i, "seconds": round(seconds, 4),
-             **{k: _number(v[i]) for k, v in table.items() if v is not None}}
+            {"image": cell.first + i, "seconds": round(seconds, 4), **numbers(i)}
             for i in range(len(truth))
-        ]  # fmt: skip
+        ]
         if cell.part == "test" and cell.first == 0:
-            pictures = {"x": x[:SHOWN], "truth": truth[:SHOWN], "y": problem.preview(y[:SHOWN])}
-            bytes_of = lambda t: (255 * t.clamp(0, 1)).round().byte().numpy()
-            arrays = {name: bytes_of(picture) for name, picture in pictures.items()}
-            _save_arrays(self._path(cell).with_suffix(".npz"), arrays)
-        _save_json(self._path(cell), rows)  # last: the cell is done
+            shown = {"x": answer.x, "truth": truth, "y": cell.setting.naive(y[:SHOWN])}
+            levels = lambda t: (255 * t[:SHOWN].clamp(0, 1)).round().byte().numpy()
+            arrays = {name: levels(images) for name, images in shown.items()}
+            save_arrays(self._path(cell).with_suffix(".npz"), arrays)
+        save_json(self._path(cell), rows)  # last: the cell is done
 
-    def _measurements(self, problem: Problem, part: str, first: int, truth: Tensor) -> Tensor:
+    def _columns(
+        self, cell: Cell, answer: Answer, truth: Tensor, y: Tensor
+    ) -> dict[str, Tensor | None]:
+        """What there is to tell of each image, (B,) each."""
+        x, found = answer.x.clamp(0, 1), answer.found
+        columns: dict[str, Tensor | None] = {
+            "psnr": metrics.psnr(x, truth),
+            "ssim": _ssim(x, truth),
+        }
+        if found is None:
+            return columns
+        columns |= {n: getattr(found, n) for n in ("loss", "log_noise", "log_prior", "steps")}
+        if cell.method.name.startswith(MAP_METHOD):
+            least = cell.setting.loss_of_truth(truth, y, self.context.flow, cell.value)
+            columns |= {"gap": found.loss - least, "prior_overshoot": found.prior_overshoot}
+        return columns
+
+    def _measurements(self, setting: Setting, part: str, first: int, truth: Tensor) -> Tensor:
         """The same for every method, value and size of the chunks."""
-        text = f"{self.config.seed} {problem.task} {problem.setting} {part}"
+        text = f"{self.config.seed} {setting.task} {setting.label} {part}"
         digests = [hashlib.sha256(f"{text} {first + i}".encode()) for i in range(len(truth))]
-        return problem.measurements(truth, [int(d.hexdigest()[:8], 16) for d in digests])
+        return setting.measurements(truth, [int(d.hexdigest()[:8], 16) for d in digests])
 
-    def _rows(self, problem: Problem, method: Method, value: float, part: str) -> list[dict]:
+    def _rows(self, setting: Setting, method: Method, value: float, part: str) -> list[dict]:
         return [
             row
-            for cell in self._cells(problem, method, value, part)
+            for cell in self._cells(setting, method, value, part)
             for row in json.loads(self._path(cell).read_text())
         ]
 
@@ -196,29 +207,35 @@ class _Run:
 
     def tune(self) -> None:
         """Choose every method's parameter on the tuning images, all with as many trials."""
-        pairs = [(p, m) for p in self.problems if p.task != "sensitivity"
-                 for m in chosen_methods(p)]  # fmt: skip
-        self._work([
-            cell for problem, method in pairs if len(method.grid) > 1
+        tuned = [setting for setting in self.settings if TASKS[setting.task].tuned]
+        pairs = [(setting, method) for setting in tuned for method in chosen_methods(setting)]
+        cells = [
+            cell
+            for setting, method in pairs
+            if len(method.grid) > 1
             for value in method.grid
-            for cell in self._cells(problem, method, value, "tuning")
-        ], "tuning")  # fmt: skip
-        for problem, method in pairs:
-            score = lambda value, of=(problem, method): _mean(
-                [row["psnr"] for row in self._rows(*of, value, "tuning")]
-            )
-            best = max(method.grid, key=score) if len(method.grid) > 1 else method.grid[0]
-            self.chosen[problem.title, method.name] = best
+            for cell in self._cells(setting, method, value, "tuning")
+        ]
+        self._work(cells, "tuning")
+        for setting, method in pairs:
+            self.chosen[setting.title, method.name] = self._best(setting, method)
 
-    def _planned(self) -> list[tuple[Problem, Method, float]]:
+    def _best(self, setting: Setting, method: Method) -> float:
+        """The value of the grid with the highest mean PSNR of the tuning images."""
+        if len(method.grid) == 1:
+            return method.grid[0]
+        rows = lambda value: self._rows(setting, method, value, "tuning")
+        return max(method.grid, key=lambda value: _mean([row["psnr"] for row in rows(value)]))
+
+    def _planned(self) -> list[tuple[Setting, Method, float]]:
         plan = []
-        for problem in self.problems:
-            for method in chosen_methods(problem):
-                if problem.task == "sensitivity":
-                    values = _weights(method)[:: 2 if self.config.quick else 1]
+        for setting in self.settings:
+            for method in chosen_methods(setting):
+                if TASKS[setting.task].tuned:
+                    values: tuple[float, ...] = (self.chosen[setting.title, method.name],)
                 else:
-                    values = (self.chosen[problem.title, method.name],)
-                plan += [(problem, method, value) for value in values]
+                    values = method.weights[:: 2 if self.config.quick else 1]
+                plan += [(setting, method, value) for value in values]
         return plan
 
     def test(self) -> None:
@@ -227,60 +244,61 @@ class _Run:
             [cell for what in self._planned() for cell in self._cells(*what, "test")], "test"
         )
 
-    def result(self) -> dict:
+    def result(self) -> dict[str, Any]:
+        """What results.json holds, but for the uncertainty."""
         rows = [
             {
-                "task": problem.task, "setting": problem.setting, "at": problem.at,
-                "middle": problem.middle, "method": method.name, "title": method.title,
-                "parameter": method.parameter, "value": value,
-                "images": self._rows(problem, method, value, "test"),
+                "task": setting.task,
+                "setting": setting.label,
+                "at": dict(setting.at),
+                "representative": setting.representative,
+                "method": method.name,
+                "title": method.title,
+                "parameter": method.parameter,
+                "value": value,
+                "images": self._rows(setting, method, value, "test"),
             }
-            for problem, method, value in self._planned()
-        ]  # fmt: skip
+            for setting, method, value in self._planned()
+        ]
+        tuned = [
+            {
+                "setting": title,
+                "method": name,
+                "parameter": METHODS[name].parameter,
+                "grid": METHODS[name].grid,
+                "value": value,
+            }
+            for (title, name), value in self.chosen.items()
+            if len(METHODS[name].grid) > 1
+        ]
         return {
-            "config": {k: getattr(self.config, k) for k in self.config.__dataclass_fields__},
-            "version": backend.build_info().get("version", ""), "torch": torch.__version__,
+            "config": {**asdict(self.config), "tasks": list(self.config.tasks)},
+            "version": backend.build_info().get("version", ""),
+            "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "tuned": [
-                {"problem": title, "method": name, "parameter": METHODS[name].parameter,
-                 "grid": METHODS[name].grid, "value": value}
-                for (title, name), value in self.chosen.items() if len(METHODS[name].grid) > 1
-            ],
+            "tuned": tuned,
             "rows": rows,
-        }  # fmt: skip
+        }
 
-    def beyond(self) -> tuple[dict, dict, dict[str, np.ndarray]]:
+    def uncertainty(self) -> tuple[dict, dict, Arrays]:
         """Posterior draws and Theorem 4.1 on the first test images; a file each once done."""
         count = 2 if self.config.quick else 6
         truth, steps, seed = self.images.test[:count], self.config.steps, self.config.seed
-        done = lambda name: self.folder / "cells" / name
-        drawn, arrays, told = map(done, ("posterior.json", "posterior.npz", "bound.json"))
-        if not drawn.exists():
-            facts, pictures = beyond.posterior(self.flow, truth, steps, seed)
-            _save_arrays(arrays, pictures)
-            _save_json(drawn, facts)
-        if not told.exists():
-            some = truth[:0] if SIGNALS[self.config.signal].large else truth
-            _save_json(told, beyond.bound(self.flow, some, steps, seed))
-        with np.load(arrays) as kept:
-            return json.loads(drawn.read_text()), json.loads(told.read_text()), dict(kept)
-
-    def pictures(self) -> dict[tuple[str, str, str], dict[str, np.ndarray]]:
-        """(task, setting, method) to the kept pictures."""
-        found = {}
-        for problem, method, value in self._planned():
-            cell = next(self._cells(problem, method, value, "test"))
-            path = self._path(cell).with_suffix(".npz")
-            if path.exists() and problem.task != "sensitivity":
-                with np.load(path) as arrays:
-                    found[problem.task, problem.setting, method.name] = dict(arrays)
-        return found
+        cells = self.folder / "cells"
+        draws, bound = cells / "posterior.json", cells / "bound.json"
+        pictures = self.folder / POSTERIOR
+        if not draws.exists():
+            facts, arrays = uncertainty.posterior(self.flow, truth, steps, seed)
+            save_arrays(pictures, arrays)
+            save_json(draws, facts)
+        if not bound.exists():
+            some = truth[:0] if DATASETS[self.config.dataset].large else truth
+            save_json(bound, uncertainty.bound(self.flow, some, steps, seed))
+        kept = load_arrays(pictures)
+        return json.loads(draws.read_text()), json.loads(bound.read_text()), kept
 
 
-def _weights(method: Method) -> tuple[float, ...]:
-    """Of the sensitivity task."""
-    return BETAS if method.name == OURS else GAMMAS if method.name == "asim" else ()
-
+# --- other processes ------------------------------------------------------------------------------
 
 _worker: _Run | None = None  # of a process that does cells for another
 _worker_cells: dict[str, Cell] = {}
@@ -291,23 +309,23 @@ def _start_worker(config: ReproduceConfig, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     _worker = _Run(config, folder, False, 1)
     _worker_cells = _worker.every_cell()
-    # A parent that is killed takes its workers with it.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed takes its workers with it."""
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _solve_named(name: str) -> None:
+    assert _worker is not None
     _worker.solve(_worker_cells[name])
 
 
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with whole_file(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
-
-
-def _save_json(path: Path, value: object, indent: int | None = None) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent) + "\n")
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def _ssim(x: Tensor, truth: Tensor) -> Tensor | None:

@@ -55,7 +55,7 @@ class _Patterned(Gaussian):
 
 
 class Sinusoidal(_Patterned):
-    """Every pixel of row k has the same sigma_k, a sinusoid's exponential (METHOD, noise models).
+    """Every pixel of row k has the same sigma_k, an exponential of a sinusoid (docs/method.md, 4).
 
     form "exp": sigma_k = level exp(sin(2 pi k / period)) / e;
     form "expm1": sigma_k = level (exp(sin(2 pi k / period)) - 1) / (e - 1), where half of the rows

@@ -1,20 +1,15 @@
-"""The page of a model card: the template ``card.md`` beside this file, filled with the facts.
-
-``$word`` stands for a value. A line that starts with ``{word}`` is kept where ``word`` is among the
-card's conditions, such as ``{bounded}``, and left out elsewhere.
-"""
+"""The page of a model card: the template ``card.md`` beside this file, filled with the facts."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from .._base.templates import filled
 
 _TEMPLATE = Path(__file__).parent / "card.md"
 _ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # names in a weights file
-_CONDITION = re.compile(r"\{(\w+)\}")
 # Keys of a flow's ``info``, and what the card calls them.
 _TRAINING = {
     "data": "data",
@@ -43,15 +38,8 @@ def card_page(facts: dict[str, Any]) -> str:
         "uniform" if discrete else "gaussian",
         "histogram" if histogram else "no_histogram",
     }
-    kept = []
-    for line in _TEMPLATE.read_text("utf-8").splitlines(keepends=True):
-        condition = _CONDITION.match(line)
-        if condition is None:
-            kept.append(line)
-        elif condition[1] in conditions:
-            kept.append(line[condition.end() :])
     values = {**_flow(made), **_held_out(facts), **_round_trip(facts), **_run(facts)}
-    return Template("".join(kept)).substitute(values, name=facts["name"])
+    return filled(_TEMPLATE, {**values, "name": facts["name"]}, conditions)
 
 
 def _flow(made: dict[str, Any]) -> dict[str, str]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flowinv_fast.experiments import beyond, runner
+from flowinv_fast.experiments import runner, uncertainty
 from flowinv_fast.experiments.config import ReproduceConfig
 from flowinv_fast.experiments.methods import METHODS
 
@@ -36,12 +36,12 @@ USED = ("noisy", "map", "csgm-gan", "asim-norm")
 
 
 def make_cheap() -> None:
-    """Before the forks: few methods, nothing beyond the paper."""
+    """Before the forks: few methods, no uncertainty."""
     draws = {"samples": 1, "warm_up": 2, "z": 1.0, "acceptance": 1.0, "top": 1.0}
     pictures = dict.fromkeys(("truth", "y", "mean", "std"), np.zeros((2, 1, 28, 28), np.float32))
-    beyond.posterior = lambda *a: (draws, pictures)
-    beyond.bound = lambda *a: {"std": 0.2, "images": []}
-    runner.chosen_methods = lambda problem: [METHODS[name] for name in USED]
+    uncertainty.posterior = lambda *a: (draws, pictures)
+    uncertainty.bound = lambda *a: {"std": 0.2, "images": []}
+    runner.chosen_methods = lambda setting: [METHODS[name] for name in USED]
 
 
 def start(folder: Path, at_write: int | None = None, half: bool = False) -> int:
@@ -154,10 +154,8 @@ def main(base: Path, delayed: int, in_writes: int, seed: int) -> None:
         reached.append(round(len(found) / len(reference), 2))
     assert wait(start(folder))
     compare()
-    print(json.dumps({
-        "delayed": delayed, "in writes": in_writes, "finished": finished + 1, "runs": runs,
-        "reached": sorted(reached),
-    }))  # fmt: skip
+    counts = {"delayed": delayed, "in writes": in_writes, "finished": finished + 1, "runs": runs}
+    print(json.dumps({**counts, "reached": sorted(reached)}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import assert_names
 
-from flowinv_fast.experiments.config import SIGNALS, TASKS, ReproduceConfig
+from flowinv_fast.experiments.config import DATASETS, ReproduceConfig
+from flowinv_fast.experiments.tasks import TASKS
 
 ODD = "ab\"'\\#=[] \t\n\r\x7fé\N{BALLOON}"  # what a path may hold and TOML must escape
 
@@ -24,10 +25,20 @@ def random_config(folder: Path) -> ReproduceConfig:
     whole = lambda: random.randint(1, 10**6)
     test, tuning, digits, other = (some_file(folder) for _ in range(4))
     return ReproduceConfig(
-        tuple(random.sample(TASKS, random.randint(1, len(TASKS)))), random.choice(list(SIGNALS)),
-        whole(), whole(), random.randrange(2**31), whole(), whole(), whole(),
-        random.random() < 0.5, test, tuning, random.choice(["", digits]), other,
-    )  # fmt: skip
+        tuple(random.sample(list(TASKS), random.randint(1, len(TASKS)))),
+        random.choice(list(DATASETS)),
+        images=whole(),
+        tuning_images=whole(),
+        seed=random.randrange(2**31),
+        steps=whole(),
+        restarts=whole(),
+        chunk=whole(),
+        quick=random.random() < 0.5,
+        test_file=test,
+        tuning_file=tuning,
+        digit_file=random.choice(["", digits]),
+        other_file=other,
+    )
 
 
 def test_toml_out_and_in_is_the_same(tmp_path, seed):
@@ -49,7 +60,7 @@ def test_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", [b"images = ", b"images", b"\xff\xfe", b"images = 3\nimages = 4", b'signal = "a', None]
+    "text", [b"images = ", b"images", b"\xff\xfe", b"images = 3\nimages = 4", b'dataset = "a', None]
 )
 def test_no_toml(tmp_path, text):
     path = tmp_path / "own.toml"
@@ -66,18 +77,24 @@ def test_unknown_keys_are_named(tmp_path):
     assert "['image', 'section']" in message and "tuning_images" in message
 
 
-BAD = [
-    ("tasks", []), ("tasks", ["rain"]), ("tasks", ["ood", "ood"]), ("tasks", "ood"), ("tasks", 3),
-    ("tasks", [["ood"]]), ("tasks", [1]), ("signal", "celeba"), ("signal", ["mnist-28"]),
-    ("signal", 28), ("images", 0), ("images", 2.0), ("images", True), ("images", "3"),
-    ("tuning_images", 0), ("steps", -1), ("restarts", 0), ("chunk", 0), ("seed", -1),
-    ("seed", 2**31), ("seed", 0.5), ("seed", True), ("quick", 1), ("quick", "no"),
-    ("test_file", "none.npy"), ("tuning_file", 3), ("digit_file", "none"), ("other_file", True),
-    ("images", 30), ("images", 33),
-]  # fmt: skip
+BAD = {
+    "tasks": ([], ["rain"], ["ood", "ood"], "ood", 3, [["ood"]], [1]),
+    "dataset": ("celeba", ["mnist-28"], 28),
+    "images": (0, 2.0, True, "3", 30, 33),
+    "tuning_images": (0,),
+    "steps": (-1,),
+    "restarts": (0,),
+    "chunk": (0,),
+    "seed": (-1, 2**31, 0.5, True),
+    "quick": (1, "no"),
+    "test_file": ("none.npy",),
+    "tuning_file": (3,),
+    "digit_file": ("none",),
+    "other_file": (True,),
+}
 
 
-@pytest.mark.parametrize("name, value", BAD)
+@pytest.mark.parametrize("name, value", [(name, v) for name, bad in BAD.items() for v in bad])
 def test_bad_values_are_named(tmp_path, name, value):
     """By hand in TOML, and as an argument."""
     good = {"images": 3}
@@ -90,7 +107,7 @@ def test_bad_values_are_named(tmp_path, name, value):
 
 def test_test_and_tuning_files_come_together(tmp_path):
     file = some_file(tmp_path)
-    ReproduceConfig(TASKS[:1], images=100, test_file=file, tuning_file=file)
+    ReproduceConfig(("digits",), images=100, test_file=file, tuning_file=file)
     assert_names("tuning_file", lambda: ReproduceConfig(images=3, test_file=file))
     assert_names("tuning_file", lambda: ReproduceConfig(images=3, tuning_file=file))
 
@@ -102,7 +119,7 @@ def test_shipped_images_are_32(tmp_path):
     assert_names("images", lambda: ReproduceConfig(images=24, tuning_images=9))
     assert_names("images", lambda: ReproduceConfig(images=100, **files))  # ood has no file
     ReproduceConfig(images=100, other_file=file, **files)
-    ReproduceConfig(TASKS[:-1], images=100, **files)
+    ReproduceConfig(tuple(TASKS)[:-1], images=100, **files)  # all but ood
 
 
 def test_short_form(tmp_path, seed):
@@ -110,6 +127,10 @@ def test_short_form(tmp_path, seed):
     config = random_config(tmp_path)
     short = config.shortened()
     assert short.quick and short.steps == 60 and short.images == min(4, config.images)
-    assert (short.tasks, short.signal, short.seed) == (config.tasks, config.signal, config.seed)
-    assert not any(value for name, value in asdict(short).items() if name.endswith("_file"))
+    kept = ("tasks", "dataset", "seed")
+    if not DATASETS[config.dataset].images:  # without shipped images its own files stay
+        kept += ("test_file", "tuning_file")
+    assert all(getattr(short, name) == getattr(config, name) for name in kept)
+    files = {name for name in asdict(short) if name.endswith("_file")} - set(kept)
+    assert len(files) >= 2 and not any(getattr(short, name) for name in files)
     assert replace(short, images=1).shortened().images == 1

@@ -21,21 +21,23 @@ from helpers import assert_names
 import flowinv_fast as ff
 from flowinv_fast import noise
 from flowinv_fast.data import sample_images
-from flowinv_fast.experiments import beyond, methods, report, runner
-from flowinv_fast.experiments.config import TASKS, ReproduceConfig
+from flowinv_fast.experiments import methods, report, runner, uncertainty
+from flowinv_fast.experiments.config import ReproduceConfig
+from flowinv_fast.experiments.datasets import DATASETS
 from flowinv_fast.experiments.methods import METHODS
 from flowinv_fast.experiments.runner import reproduce
-from flowinv_fast.experiments.tasks import problems
+from flowinv_fast.experiments.task import Inputs
+from flowinv_fast.experiments.tasks import TASKS, shipped
 
 TINY = ReproduceConfig(
     ("digits", "sensitivity"), images=2, tuning_images=1, steps=3, restarts=1, chunk=2, quick=True
 )
 BM3D = all(importlib.util.find_spec(name) for name in ("deepinv", "ptwt"))
 SSIM = importlib.util.find_spec("torchmetrics") is not None
-STRATEGIES = [f"map-{s}" for s in ("adam", "lbfgs", "latent-first", "smoothed", "tempered",
-                                   "annealed")]  # fmt: skip
+NAMES = ("adam", "lbfgs", "latent-first", "smoothed", "tempered", "annealed")
+STRATEGIES = [f"map-{name}" for name in NAMES]
 EVERYWHERE = ["noisy", "map", "csgm-gan", "csgm-vae", "asim"]
-IN_THE_MIDDLE = ["map-latent", "mle-gan", "mle-vae", "asim-proxy", "asim-norm"]
+VARIANTS = ["map-latent", "mle-gan", "mle-vae", "asim-proxy", "asim-norm"]
 
 
 def reads(path: Path) -> object:
@@ -60,21 +62,21 @@ def row_of(result: dict, task: str, method: str) -> dict:
 
 
 def only(monkeypatch, *names: str) -> None:
-    """Every problem is met by these methods."""
-    monkeypatch.setattr(runner, "chosen_methods", lambda problem: [METHODS[n] for n in names])
+    """Every setting is met by these methods."""
+    monkeypatch.setattr(runner, "chosen_methods", lambda setting: [METHODS[n] for n in names])
 
 
 # --- one real run, small --------------------------------------------------------------------------
 
 
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two values for each parameter, and nothing beyond the paper."""
+    """Two values for each parameter, and no uncertainty."""
     for name, method in METHODS.items():
         monkeypatch.setitem(METHODS, name, replace(method, grid=method.grid[:2]))
     draws = {"samples": 1, "warm_up": 2, "z": 1.0, "acceptance": 1.0, "top": 1.0}
     pictures = dict.fromkeys(("truth", "y", "mean", "std"), np.zeros((2, 1, 28, 28), np.float32))
-    monkeypatch.setattr(beyond, "posterior", lambda *a: (draws, pictures))
-    monkeypatch.setattr(beyond, "bound", lambda *a: {"std": 0.2, "images": []})
+    monkeypatch.setattr(uncertainty, "posterior", lambda *a: (draws, pictures))
+    monkeypatch.setattr(uncertainty, "bound", lambda *a: {"std": 0.2, "images": []})
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +87,9 @@ def run(tmp_path_factory):
         small_grids(patch)
         for name, method in METHODS.items():
 
-            def solve(context, problem, y, value, method=method):
-                answer = method.solve(context, problem, y, value)
-                seen.setdefault((problem.task, method.name, value, len(y)), (y, answer))
+            def solve(context, setting, y, value, method=method):
+                answer = method.solve(context, setting, y, value)
+                seen.setdefault((setting.task, method.name, value, len(y)), (y, answer))
                 return answer
 
             patch.setitem(METHODS, name, replace(method, solve=solve))
@@ -99,8 +101,8 @@ def test_what_a_run_leaves(run):
     assert reads(run.folder / "results.json") == json.loads(json.dumps(run.result))
     assert ReproduceConfig.load(run.folder / "config.toml") == TINY
     left = {p.name for p in run.folder.iterdir()} - {"sensitivity-over-weight.png"}
-    assert left == {"cells", "config.toml", "results.json", "report.html", "digits.png",
-                    "posterior.png"}  # fmt: skip
+    pictures = {"digits.png", "posterior.png"}
+    assert left == {"cells", "config.toml", "results.json", "report.html"} | pictures
     assert not list(run.folder.rglob("*.tmp*"))
     for path in run.folder.rglob("*.json"):
         reads(path)
@@ -157,10 +159,10 @@ def test_loss_and_gap(run, task):
     """Both losses again, from the densities alone."""
     truth, flow = sample_images("fashion-28", 2), ff.load_flow("fashion-28")
     if task == "digits":
-        f, law = lambda x: 0.5 * x, noise.FlowNoise(ff.load_flow("digits-noise-28"), 0.5)
+        f, model = lambda x: 0.5 * x, noise.FlowNoise(ff.load_flow("digits-noise-28"), 0.5)
     else:
         f = ff.operators.GaussianSensing(200, (1, 28, 28), TINY.seed)
-        law = noise.Sinusoidal.measurements(0.3, 0.3)
+        model = noise.Sinusoidal.measurements(0.3, 0.3)
     checked = 0
     for row in run.result["rows"]:
         if row["task"] != task or not row["method"].startswith("map"):
@@ -168,7 +170,7 @@ def test_loss_and_gap(run, task):
         beta = row["value"]
         y, answer = run.seen[task, row["method"], beta, 2]
         with torch.no_grad():
-            noise_found, noise_true = (law.log_prob(y - f(x)) for x in (answer.x, truth))
+            noise_found, noise_true = (model.log_prob(y - f(x)) for x in (answer.x, truth))
             prior_found, prior_true = (flow.log_prob(x) for x in (answer.x, truth))
         told = lambda key, row=row: torch.tensor([image[key] for image in row["images"]])
         # Terms of thousands of nats, rounded in float32 and to four decimals.
@@ -207,7 +209,7 @@ def stopped(*arguments, **options):
 def test_a_finished_folder_costs_nothing(run, monkeypatch):
     small_grids(monkeypatch)
     for name in ("posterior", "bound"):
-        monkeypatch.setattr(beyond, name, stopped)
+        monkeypatch.setattr(uncertainty, name, stopped)
     for name, method in METHODS.items():
         monkeypatch.setitem(METHODS, name, replace(method, solve=stopped))
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
@@ -222,15 +224,15 @@ def planned(tasks: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
     """(task, setting) to the methods wanted, by hand."""
     bm3d = ["bm3d"] if BM3D else []
     every = {
-        ("digits", ""): EVERYWHERE + IN_THE_MIDDLE + STRATEGIES + bm3d + ["wiener"],
+        ("digits", ""): EVERYWHERE + VARIANTS + STRATEGIES + bm3d + ["wiener"],
         ("cs-sinusoidal", "m = 100"): EVERYWHERE + ["lasso", "wiener"],
-        ("cs-sinusoidal", "m = 300"): EVERYWHERE + IN_THE_MIDDLE + ["map-image", "lasso", "wiener"],
-        ("denoise-gaussian", ""): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
+        ("cs-sinusoidal", "m = 300"): EVERYWHERE + VARIANTS + ["map-image", "lasso", "wiener"],
+        ("denoise-gaussian", ""): EVERYWHERE + VARIANTS + bm3d + ["wiener"],
         ("denoise-sinusoidal", "c = 0.1"): EVERYWHERE + bm3d + ["wiener"],
-        ("denoise-sinusoidal", "c = 0.3"): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
-        ("denoise-radial", ""): EVERYWHERE + IN_THE_MIDDLE + bm3d + ["wiener"],
+        ("denoise-sinusoidal", "c = 0.3"): EVERYWHERE + VARIANTS + bm3d + ["wiener"],
+        ("denoise-radial", ""): EVERYWHERE + VARIANTS + bm3d + ["wiener"],
         ("cs-1bit", "m = 200"): EVERYWHERE + ["lasso"],
-        ("cs-1bit", "m = 784"): EVERYWHERE + IN_THE_MIDDLE + ["lasso"],
+        ("cs-1bit", "m = 784"): EVERYWHERE + VARIANTS + ["lasso"],
         ("cs-1bit", "m = 784, level = 4"): EVERYWHERE + ["lasso"],
         ("sensitivity", ""): ["map"] * 3 + ["asim"] * 3,
         ("ood", "c = 0.2"): ["noisy", "map", "asim", "csgm-gan", *bm3d, "wiener"],
@@ -242,24 +244,26 @@ def planned(tasks: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
 def test_every_row_is_there(tmp_path, monkeypatch, no_solves, chunk):
     """All methods that fit, at every setting, on all images, after as many trials each."""
     monkeypatch.setattr(report, "write", lambda *a: None)
-    config = replace(TINY, tasks=TASKS, images=3, tuning_images=2, chunk=chunk)
+    config = replace(TINY, tasks=tuple(TASKS), images=3, tuning_images=2, chunk=chunk)
     result = reproduce(config, tmp_path, False)
     found: dict = {}
     for row in result["rows"]:
         found.setdefault((row["task"], row["setting"]), []).append(row["method"])
         assert [image["image"] for image in row["images"]] == [0, 1, 2]
-    assert {key: sorted(names) for key, names in found.items()} == planned(TASKS)
+    assert {key: sorted(names) for key, names in found.items()} == planned(tuple(TASKS))
     assert list(dict.fromkeys(row["task"] for row in result["rows"])) == list(TASKS)
     pieces = lambda count: -(-count // chunk)
     trials = sum(len(facts["grid"]) for facts in result["tuned"])
     assert all(len(facts["grid"]) == 4 for facts in result["tuned"])
     assert len(no_solves) == pieces(2) * trials + pieces(3) * len(result["rows"])
-    tuned = [(f["problem"], f["method"]) for f in result["tuned"]]
+    tuned = [(f["setting"], f["method"]) for f in result["tuned"]]
     want = [
         (f"{task}, {setting}" if setting else task, name)
-        for (task, setting), names in planned(TASKS).items() if task != "sensitivity"
-        for name in names if name != "noisy" and name not in STRATEGIES
-    ]  # fmt: skip
+        for (task, setting), names in planned(tuple(TASKS)).items()
+        if task != "sensitivity"
+        for name in names
+        if name != "noisy" and name not in STRATEGIES
+    ]
     assert sorted(tuned) == sorted(want)
     assert result["config"]["chunk"] == chunk and result["version"]
 
@@ -269,8 +273,8 @@ def test_full_sweeps(tmp_path, monkeypatch, no_solves):
     monkeypatch.setattr(report, "write", lambda *a: None)
     tasks = ("sensitivity", "denoise-sinusoidal")
     result = reproduce(replace(TINY, tasks=tasks, quick=False), tmp_path, False)
-    values = lambda method: [row["value"] for row in result["rows"]
-                             if (row["task"], row["method"]) == (tasks[0], method)]  # fmt: skip
+    rows = [row for row in result["rows"] if row["task"] == tasks[0]]
+    values = lambda method: [row["value"] for row in rows if row["method"] == method]
     assert values("map") == [1 / 16, 1 / 4, 1.0, 4.0, 16.0]
     np.testing.assert_allclose(values("asim"), [0.1 / 16, 0.1 / 4, 0.1, 0.4, 1.6])
     assert sum(r["task"] == tasks[1] and r["method"] == "map" for r in result["rows"]) == 5
@@ -281,41 +285,41 @@ def test_bm3d_is_left_out_without_its_packages(monkeypatch):
     for missing in ("deepinv", "ptwt"):
         without = lambda name, gone=missing: None if name == gone else find(name)
         monkeypatch.setattr(importlib.util, "find_spec", without)
-        problem = problems("denoise-radial", TINY, sample_images("mnist-28"))[0]
-        names = [method.name for method in methods.chosen_methods(problem)]
+        setting = shipped("denoise-radial", quick=True)[0]
+        names = [method.name for method in methods.chosen_methods(setting)]
         assert "bm3d" not in names and "map" in names
 
 
 def test_colour_has_no_generators_and_no_wiener_filter():
-    config = replace(TINY, signal="photo-64", tasks=("denoise-radial",))
-    problem = problems("denoise-radial", config, sample_images("mnist-28"))[0]
-    names = {method.name for method in methods.chosen_methods(problem)}
+    inputs = Inputs(DATASETS["photo-64"], 0, sample_images("mnist-28"))
+    setting = TASKS["denoise-radial"].build(inputs)[0]
+    names = {method.name for method in methods.chosen_methods(setting)}
     assert names >= {"noisy", "map", "asim"}
     assert not any(name.startswith(("csgm", "mle", "wiener")) for name in names)
 
 
-def test_the_best_value_on_the_tuning_images_is_taken(tmp_path, monkeypatch, nothing_beyond):
+def test_the_best_value_on_the_tuning_images_is_taken(tmp_path, monkeypatch, no_uncertainty):
     """Grey images of eight levels: the one nearest to the tuning images', in mean PSNR."""
     grid = tuple(np.random.default_rng().permutation(np.linspace(0, 1, 8)).tolist())
 
-    def grey(context, problem, y, value):
+    def grey(context, setting, y, value):
         return methods.Answer(torch.full((len(y), 1, 28, 28), value))
 
     monkeypatch.setitem(METHODS, "map", replace(METHODS["map"], grid=grid, solve=grey))
     only(monkeypatch, "map", "noisy")
-    for signal_name in ("fashion-28", "mnist-28"):
-        config = replace(TINY, tasks=("denoise-radial",), signal=signal_name, tuning_images=5)
-        result = reproduce(config, tmp_path / signal_name, False)
-        images = sample_images(signal_name)[-5:].double().numpy()
+    for name in ("fashion-28", "mnist-28"):
+        config = replace(TINY, tasks=("denoise-radial",), dataset=name, tuning_images=5)
+        result = reproduce(config, tmp_path / name, False)
+        images = sample_images(name)[-5:].double().numpy()
         score = [(-10 * np.log10(((v - images) ** 2).reshape(5, -1).mean(1))).mean() for v in grid]
         row = row_of(result, "denoise-radial", "map")
         assert row["value"] == grid[int(np.argmax(score))]
-        test = sample_images(signal_name)[:2].double().numpy()
+        test = sample_images(name)[:2].double().numpy()
         want = -10 * np.log10(((row["value"] - test) ** 2).reshape(2, -1).mean(1))
         np.testing.assert_allclose([i["psnr"] for i in row["images"]], want, atol=1e-3)
 
 
-def test_out_of_distribution_images_are_the_other_signals(tmp_path, monkeypatch, nothing_beyond):
+def test_out_of_distribution_images_are_the_other_data_sets(tmp_path, monkeypatch, no_uncertainty):
     only(monkeypatch, "noisy")
     reproduce(replace(TINY, tasks=("ood", "denoise-radial")), tmp_path, False)
     for name, kept in (("ood_c=0.2", "mnist-28"), ("denoise-radial", "fashion-28")):
@@ -326,7 +330,7 @@ def test_out_of_distribution_images_are_the_other_signals(tmp_path, monkeypatch,
 # --- chunks, folders, interruptions ---------------------------------------------------------------
 
 
-def test_chunks_do_not_change_the_rows(tmp_path, monkeypatch, nothing_beyond):
+def test_chunks_do_not_change_the_rows(tmp_path, monkeypatch, no_uncertainty):
     """Of methods whose solve draws nothing: the noise is an image's own, the rest is rounding."""
     only(monkeypatch, "noisy", "map", "map-latent", "asim", "asim-proxy")
     config = replace(TINY, tasks=("denoise-radial",), images=3)
@@ -395,16 +399,19 @@ def test_what_is_missing_is_done_again_and_nothing_else(tmp_path, no_solves, see
     assert not list(tmp_path.rglob("*.tmp.json"))
 
 
-def test_a_solve_that_fails_is_null(tmp_path, monkeypatch, nothing_beyond):
+def test_a_solve_that_fails_is_null(tmp_path, monkeypatch, no_uncertainty):
     """Infinite losses are no JSON; the median gap is over what was found."""
 
-    def fails(context, problem, y, value):
+    def fails(context, setting, y, value):
         lost = torch.tensor([torch.inf, 3.0])[: len(y)]
         found = SimpleNamespace(
-            loss=lost, log_noise=-lost, log_prior=torch.zeros(len(y)),
-            steps=torch.zeros(len(y)), prior_overshoot=None,
-        )  # fmt: skip
-        return methods.Answer(problem.preview(y), found)
+            loss=lost,
+            log_noise=-lost,
+            log_prior=torch.zeros(len(y)),
+            steps=torch.zeros(len(y)),
+            prior_overshoot=None,
+        )
+        return methods.Answer(setting.naive(y), found)
 
     monkeypatch.setitem(METHODS, "map", replace(METHODS["map"], solve=fails))
     only(monkeypatch, "noisy", "map")
@@ -457,9 +464,9 @@ def running(pid: int) -> bool:
 def test_a_killed_run_takes_its_workers_along_and_goes_on(tmp_path, monkeypatch, cheap):
     """kill -9 while two workers are at it: they end, and one process finishes with the same."""
     CHEAP.save(tmp_path / "own.toml")
-    command = [sys.executable, "-m", "flowinv_fast.cli", "reproduce", "--config",
-               str(tmp_path / "own.toml"), "--out", str(tmp_path / "run"), "--jobs", "2",
-               "--threads", "2", "--quiet"]  # fmt: skip
+    command = [sys.executable, "-m", "flowinv_fast.cli", "reproduce", "--quiet"]
+    command += ["--config", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")]
+    command += ["--jobs", "2", "--threads", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     cells = tmp_path / "run" / "cells"
     while process.poll() is None and not list(cells.glob("sens*[0-9].json")):

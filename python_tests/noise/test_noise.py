@@ -92,7 +92,7 @@ def test_sinusoidal_sigma_is_the_papers(form):
     want = np.clip(level.numpy()[:, None] * shape, 0.001, 1)
     assert got.shape == (2, 3, 33, 5)
     np.testing.assert_allclose(got.numpy(), np.broadcast_to(want[:, None, :, None], got.shape))
-    if form == "expm1":  # METHOD.md: 9 of 16 rows sit on the floor
+    if form == "expm1":  # docs/method.md, section 4: 9 of 16 rows sit on the floor
         assert (got[0, 0, :16, 0] == 0.001).sum() == 9
 
 

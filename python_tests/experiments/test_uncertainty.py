@@ -1,4 +1,4 @@
-"""What a report shows beyond the paper, with a small flow."""
+"""What a report shows of certainty, with a small flow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import torch
 
-from flowinv_fast.experiments import beyond
+from flowinv_fast.experiments import uncertainty
 from flowinv_fast.flows import Flow, RealNVPConfig, realnvp
 
 
@@ -20,8 +20,8 @@ def small() -> Flow:
 def test_posterior_of_a_normal_prior():
     """Same again, and the draws tell about the error that they make."""
     truth = torch.rand(2, 1, 4, 4)
-    facts, pictures = beyond.posterior(small(), truth, 20, 3)
-    again, same = beyond.posterior(small(), truth, 20, 3)
+    facts, pictures = uncertainty.posterior(small(), truth, 20, 3)
+    again, same = uncertainty.posterior(small(), truth, 20, 3)
     assert facts == again and all(np.array_equal(pictures[k], same[k]) for k in same)
     assert facts["samples"] == 40 and facts["warm_up"] == 40 and 0 < facts["acceptance"] <= 1
     assert np.array_equal(pictures["truth"], truth) and pictures["std"].min() > 0
@@ -37,7 +37,7 @@ def test_posterior_of_a_normal_prior():
 def test_bound_of_a_normal_prior():
     """mu is 1: the bound is ||delta|| / 1.04."""
     truth = torch.rand(3, 1, 4, 4)
-    told = beyond.bound(small(), truth, 300, 5)
+    told = uncertainty.bound(small(), truth, 300, 5)
     assert told["std"] == 0.2 and [row["image"] for row in told["images"]] == [0, 1, 2]
     for row in told["images"]:
         assert abs(row["mu"] - 1) < 0.02
@@ -49,7 +49,7 @@ def test_no_bound_is_null(monkeypatch):
     mu, infinite = torch.tensor([-40.0]), torch.tensor([torch.inf])
     from flowinv_fast.reconstruction.recovery import RecoveryBound
 
-    monkeypatch.setattr(beyond, "recovery_bound", lambda *a: RecoveryBound(mu, infinite))
-    told = beyond.bound(small(), torch.rand(1, 1, 4, 4), 2, 0)
+    monkeypatch.setattr(uncertainty, "recovery_bound", lambda *a: RecoveryBound(mu, infinite))
+    told = uncertainty.bound(small(), torch.rand(1, 1, 4, 4), 2, 0)
     assert told["images"][0]["bound"] is None and told["images"][0]["mu"] == -40
     json.dumps(told, allow_nan=False)
