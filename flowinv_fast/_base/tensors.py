@@ -38,10 +38,9 @@ def check_tensor(
     ok = tensor.is_floating_point() and tuple(tensor.shape[1:]) == shape
     ok = ok and tensor.dim() == len(shape) + 1
     require(ok, function, name, wanted, f"{tensor.dtype} of shape {tuple(tensor.shape)}")
-    require(
-        tensor.device == device and tensor.dtype == dtype, function, name,
-        f"{dtype} on {device}, like the flow", f"{tensor.dtype} on {tensor.device}",
-    )  # fmt: skip
+    same, wanted = tensor.device == device and tensor.dtype == dtype, f"{dtype} on {device}"
+    got = f"{tensor.dtype} on {tensor.device}"
+    require(same, function, name, f"{wanted}, like the flow", got)
 
 
 # --- seeds and random streams ---------------------------------------------------------------------
