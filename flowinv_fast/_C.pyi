@@ -6,7 +6,6 @@ from typing import Any
 Tensor = tuple[int, int, int]  # address, number of elements, dtype code
 Execution = tuple[int, int, int]  # CUDA device or -1, CPU threads, CUDA stream
 
-__file__: str
 build_info: dict[str, str]
 constants: dict[str, Any]  # see _base/constants.py
 fields: dict[str, tuple[tuple[str, str], ...]]  # of each operation's parameters: name, kind
@@ -14,8 +13,6 @@ fields: dict[str, tuple[tuple[str, str], ...]]  # of each operation's parameters
 # An operation takes a value for each of its fields, in order, and an Execution: ops/_kernel.py.
 def __getattr__(name: str) -> Callable[..., None]: ...
 def cpu_bf16() -> bool: ...
-
-PRECISIONS: dict[str, int]
 
 class FrozenFlow:
     saved_bytes: int

@@ -69,8 +69,9 @@ class AffineCoupling(Layer[Tensor]):
         elif self.mask == "channel_second":
             seen = x.chunk(2, dim=1)[0]
         else:
-            transformed = ops.transformed_map(*x.shape[1:], self.mask, device=x.device)
-            seen = x.masked_fill(transformed, 0)
+            channels, height, width = x.shape[1:]
+            moved = ops.transformed_map(channels, height, width, self.mask, device=x.device)
+            seen = x.masked_fill(moved, 0)
         return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,17 +37,11 @@ def minimise(
     steps, or when its loss is not finite; the others go on, and nothing of one image enters
     another's iterates.
 
-    Args:
-        evaluate: variable (B, ...) to Terms of (B,).
-        start: first variable (B, ...); not changed.
-        steps, lr: number of steps and step size; with ``schedule`` "cosine" the step size falls
-            to zero along half a cosine, with "constant" it stays.
-        tol, patience: the stopping rule; tol 0 takes all steps.
-        active: (B,) bool, images to solve; None is all.
-        path: easier problems, followed until a share of the steps, ``path.exact``, is left. The
-            best iterate is chosen among those of the exact problem.
-        callback: called with (step, losses (B,), variable) after each evaluation.
-        bar: progress bar to advance.
+    Args are those of every solver (``common.Solver``). With ``schedule`` "cosine" the step size
+    falls to zero along half a cosine, with "constant" it stays; tol 0 takes all steps. A ``path``
+    is followed until a share of the steps, ``path.exact``, is left, and the best iterate is chosen
+    among those of the exact problem.
+
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
