@@ -46,7 +46,7 @@ def minimise(
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
     first_exact = steps - round(path.exact * steps) if path else 0
-    state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
+    state = AdamState(evaluate, start, steps, lr, schedule, tol, patience, active)
 
     def take(which: range, path: Path | None) -> None:
         """Some of the steps; without a path all are of one problem, which a graph can hold."""
@@ -81,7 +81,7 @@ def _capturable(start: Tensor, steps: int) -> bool:
     return start.is_cuda and steps >= _LOOK
 
 
-class _Adam:
+class AdamState:
     """Everything a solve changes, on its device, so that a step needs nothing from the host."""
 
     def __init__(
@@ -161,7 +161,7 @@ class _Adam:
         return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
 
 
-def _report(state: _Adam, step: int, callback: Callback | None, bar: tqdm | None) -> None:
+def _report(state: AdamState, step: int, callback: Callback | None, bar: tqdm | None) -> None:
     if callback:
         callback(step, state.shown.clone(), state.x.clone())  # the state's own change later
     if bar is not None:
