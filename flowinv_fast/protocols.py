@@ -109,7 +109,7 @@ class Frozen(Protocol):
 
     @property
     def precision(self) -> str:
-        """ "fp32", "tf32" or "bf16"."""
+        """How its networks multiply: "fp32", "tf32" or "bf16"."""
         ...
 
     @property

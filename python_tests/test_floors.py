@@ -1,7 +1,6 @@
 """The floors of CONTRIBUTING.md: every import and #include goes down, never up or sideways.
 
 Each rule is a function from a file's name and text to its breaches, so that a test can plant some.
-``ALLOWED`` names the breaches that still stand. It only shrinks: one that is gone must leave it.
 """
 
 from __future__ import annotations
