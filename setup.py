@@ -61,25 +61,26 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-            "-DCMAKE_BUILD_TYPE=Release",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DFLOWINV_OUTPUT_DIR={output}",
-            f"-DFLOWINV_CUDA={'ON' if nvcc else 'OFF'}",
-            f"-DFLOWINV_CPU_ONLY_REASON={reason}",
-        ]  # fmt: skip
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "FLOWINV_OUTPUT_DIR": output,
+            "FLOWINV_CUDA": "ON" if nvcc else "OFF",
+            "FLOWINV_CPU_ONLY_REASON": reason,
+        }
         if ninja := shutil.which("ninja"):
             # An earlier build's cache may name one of an environment that is gone.
-            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+            options["CMAKE_MAKE_PROGRAM"] = ninja
         if nvcc:
-            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            options["CMAKE_CUDA_COMPILER"] = nvcc
             if archs := os.environ.get("FLOWINV_CUDA_ARCHS"):
-                configure.append(f"-DFLOWINV_CUDA_ARCHS={archs}")
+                options["FLOWINV_CUDA_ARCHS"] = archs
         else:
             print(f"flowinv_fast: building without CUDA: {reason}", file=sys.stderr)
-        subprocess.run(configure, check=True)
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        command = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *defines]
+        subprocess.run(command, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 import flowinv_fast
-from flowinv_fast._base.files import whole_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -127,6 +126,7 @@ def write(
             new = [key(row) for row in result["rows"]]
             kept = [row for row in before["rows"] if key(row) not in new]
             result = {**result, "rows": kept + result["rows"]}
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
     return path

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flowinv_fast import noise, operators
 from flowinv_fast.reconstruction.objectives import MAP
-from flowinv_fast.reconstruction.solvers.adam import _Adam
+from flowinv_fast.reconstruction.solvers.adam import AdamState
 from flowinv_fast.reconstruction.solvers.graph import capture
 
 STD = 0.1
@@ -62,7 +62,7 @@ def eager_step(decode, y: Tensor, compiled: bool = False):
 def our_step(prior, y: Tensor):
     evaluate = partial(MAP().evaluate, y, operators.Identity(), prior, noise.Gaussian(STD))
     start = torch.zeros(len(y), y[0].numel(), device=y.device)
-    state = _Adam(evaluate, start, 1, 1e-3, "constant", 0.0, 50, None)
+    state = AdamState(evaluate, start, 1, 1e-3, "constant", 0.0, 50, None)
 
     def step() -> None:
         state.done.zero_()

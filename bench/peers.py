@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowinv_fast.flows import AffineCoupling, Flow, Layer, RealNVPConfig, Squeeze, realnvp
 from flowinv_fast.flows.conditioner import convolutions_of
-from flowinv_fast.ops import MASKS, reference
+from flowinv_fast.ops import transformed_map
 
 # The table's letters: the shapes, hidden width 64 throughout.
 MODELS = {
@@ -55,8 +55,8 @@ class Folded(nn.Module):
     def _weight(self, conv, how: str) -> Callable[[Tensor], Tensor]:
         bias = conv.bias
         if how.startswith("unfolded"):
-            return lambda x: F.conv2d(x, conv._fold(), bias, padding=1)
-        weight = conv._fold().contiguous(memory_format=self.format)
+            return lambda x: F.conv2d(x, conv.fold(), bias, padding=1)
+        weight = conv.fold().contiguous(memory_format=self.format)
         return lambda x: F.conv2d(x, weight, bias, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Eager:
         device = coupling.gain.device
         self.trained_gain = coupling.gain
         self.gain = coupling.gain.detach().view(-1, 1, 1)
-        self.moved = reference.transformed_map(*shape, MASKS[self.mask], device=device).float()
+        self.moved = transformed_map(*shape, self.mask, device=device).float()
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.mask.startswith("checkerboard"):
@@ -108,9 +108,7 @@ class Flat(nn.Module):
     def __init__(self, coupling: AffineCoupling, shape: tuple[int, int, int], how: str = "folded"):
         super().__init__()
         self.net, self.shape = Folded(coupling.conditioner, how), shape
-        moved = reference.transformed_map(
-            *shape, MASKS[coupling.mask], device=coupling.gain.device
-        ).expand(shape)
+        moved = transformed_map(*shape, coupling.mask, device=coupling.gain.device).expand(shape)
         self.board = coupling.mask.startswith("checkerboard")
         moved = moved.flatten()
         self.seen_at, self.moved_at = (~moved).nonzero()[:, 0], moved.nonzero()[:, 0]

@@ -1,13 +1,18 @@
-"""Types of the compiled module, for flowinv_fast.ops: sizes, tensors by address, a place."""
+"""Types of the compiled module, for flowinv_fast.ops: sizes, tensors by address, where to run."""
+
+from collections.abc import Callable
+from typing import Any
 
 Tensor = tuple[int, int, int]  # address, number of elements, dtype code
-Place = tuple[int, int, int]  # CUDA device or -1, CPU threads, CUDA stream
-Shape = tuple[int, int, int, int]  # batch, channels, height, width
-Strides = tuple[int, int]  # between images, between elements
+Execution = tuple[int, int, int]  # CUDA device or -1, CPU threads, CUDA stream
 
 build_info: dict[str, str]
+constants: dict[str, Any]  # see _base/constants.py
+fields: dict[str, tuple[tuple[str, str], ...]]  # of each operation's parameters: name, kind
 
-PRECISIONS: dict[str, int]
+# An operation takes a value for each of its fields, in order, and an Execution: ops/_kernel.py.
+def __getattr__(name: str) -> Callable[..., None]: ...
+def cpu_bf16() -> bool: ...
 
 class FrozenFlow:
     saved_bytes: int
@@ -40,7 +45,7 @@ class FrozenFlow:
         saved: Tensor,
         words: Tensor,
         workspace: Tensor,
-        place: Place,
+        execution: Execution,
         /,
     ) -> None: ...
     def backward(
@@ -53,183 +58,6 @@ class FrozenFlow:
         grad_in: Tensor,
         words: Tensor,
         workspace: Tensor,
-        place: Place,
+        execution: Execution,
         /,
     ) -> None: ...
-
-def cpu_bf16() -> bool: ...
-def adam_step(
-    batch: int,
-    n: int,
-    x: Tensor,
-    grad: Tensor,
-    avg: Tensor,
-    avg_sq: Tensor,
-    best: Tensor,
-    loss: Tensor,
-    best_loss: Tensor,
-    active: Tensor,
-    rates: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    place: Place,
-    /,
-) -> None: ...
-def affine_coupling(
-    decode: bool,
-    mask: int,
-    shape: Shape,
-    in_stride: int,
-    in_: Tensor,
-    raw: Tensor,
-    gain: Tensor,
-    logdet_in: Tensor,
-    out: Tensor,
-    logdet_out: Tensor,
-    partials: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def affine_coupling_backward(
-    decode: bool,
-    mask: int,
-    shape: Shape,
-    grad_out: Tensor,
-    grad_logdet: Tensor,
-    value: Tensor,
-    raw: Tensor,
-    gain: Tensor,
-    grad_in: Tensor,
-    grad_raw: Tensor,
-    grad_gain: Tensor,
-    partials: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def dequantise(
-    n: int, levels: int, seed: int, offset: int, in_: Tensor, out: Tensor, place: Place, /
-) -> None: ...
-def digit_overlay(
-    batch: int,
-    count: int,
-    bank_size: int,
-    patch_height: int,
-    patch_width: int,
-    channels: int,
-    height: int,
-    width: int,
-    seed: int,
-    offset: int,
-    bank: Tensor,
-    index: Tensor,
-    places: Tensor,
-    out: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def gaussian_log_prob(
-    batch: int,
-    n: int,
-    y: Tensor,
-    fx: Tensor,
-    mean: Tensor,
-    mean_strides: Strides,
-    sd: Tensor,
-    sd_strides: Strides,
-    score: Tensor,
-    log_prob: Tensor,
-    partials: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def gaussian_noise(
-    batch: int,
-    n: int,
-    seed: int,
-    offset: int,
-    mean: Tensor,
-    mean_strides: Strides,
-    sd: Tensor,
-    sd_strides: Strides,
-    out: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def logit(
-    decode: bool,
-    batch: int,
-    n: int,
-    alpha: float,
-    in_: Tensor,
-    logdet_in: Tensor,
-    out: Tensor,
-    logdet_out: Tensor,
-    partials: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def logit_backward(
-    decode: bool,
-    batch: int,
-    n: int,
-    alpha: float,
-    grad_out: Tensor,
-    grad_logdet: Tensor,
-    in_: Tensor,
-    grad_in: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def patches(
-    scatter: bool,
-    batch: int,
-    count: int,
-    patch_height: int,
-    patch_width: int,
-    channels: int,
-    height: int,
-    width: int,
-    in_: Tensor,
-    places: Tensor,
-    out: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def quantise(
-    n: int, bits: int, low: float, high: float, in_: Tensor, out: Tensor, place: Place, /
-) -> None: ...
-def random_bits(n: int, seed: int, offset: int, out: Tensor, place: Place, /) -> None: ...
-def squeeze(
-    to_squeezed: bool,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    in_stride: int,
-    in_: Tensor,
-    out: Tensor,
-    place: Place,
-    /,
-) -> None: ...
-def standard_normal_log_prob(
-    batch: int, n: int, z: Tensor, log_prob: Tensor, partials: Tensor, place: Place, /
-) -> None: ...
-def structured_noise(
-    map_only: bool,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    kind: int,
-    rate: float,
-    floor: float,
-    ceiling: float,
-    seed: int,
-    offset: int,
-    mean: Tensor,
-    level: Tensor,
-    out: Tensor,
-    place: Place,
-    /,
-) -> None: ...

@@ -19,6 +19,10 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
         truth: images (B, C, H, W) in [0, 1].
     Raises:
         ArgumentError: shapes that differ.
+
+    >>> import torch
+    >>> psnr(torch.full((1, 1, 2, 2), 0.6), torch.full((1, 1, 2, 2), 0.5)).round().tolist()
+    [20.0]
     """
     same = x.shape == truth.shape and x.dim() >= 2
     require(same, "psnr", "x", f"shape {tuple(truth.shape)}", tuple(x.shape))
@@ -27,7 +31,11 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> float:
-    """Half width of Student's confidence interval of the mean; NaN for fewer than two values."""
+    """Half width of Student's confidence interval of the mean; NaN for fewer than two values.
+
+    >>> round(interval(np.array([1.0, 2.0, 3.0])), 3)
+    2.484
+    """
     if len(values) < 2:
         return math.nan
     quantile = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)

@@ -18,8 +18,6 @@ from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-
 # --- the parts of a problem -----------------------------------------------------------------------
 
 
@@ -100,7 +98,7 @@ class Freezable(Protocol):
     def freeze(self, *, precision: str) -> Any:
         """The same map with its weights as they are now, a new object.
 
-        ``precision`` is one of ``PRECISIONS``: how its networks multiply.
+        ``precision`` is "fp32", "tf32" or "bf16": how its networks multiply.
         """
         ...
 
@@ -111,7 +109,7 @@ class Frozen(Protocol):
 
     @property
     def precision(self) -> str:
-        """One of ``PRECISIONS``."""
+        """How its networks multiply: "fp32", "tf32" or "bf16"."""
         ...
 
     @property

@@ -34,11 +34,17 @@ def standardisation(flow: Flow) -> Standardise:
 
 
 def randomise(flow: Flow, amount: float = 0.3) -> Flow:
-    """Move a flow away from the identity, as training would."""
+    """Move a flow away from the identity, as training would.
+
+    The factors of a 1x1 convolution move by less where they are large: triangular matrices of
+    independent entries have condition numbers that grow exponentially with their size.
+    """
     with torch.no_grad():
         for name, parameter in flow.named_parameters():
-            if name.endswith(("gain", "bias", "lower", "upper", "log_size")):
+            if name.endswith(("gain", "bias", "log_size")):
                 parameter.add_(amount * torch.randn_like(parameter))
+            elif name.endswith(("lower", "upper")):
+                parameter.add_(amount / len(parameter) * torch.randn_like(parameter))
         standardisation(flow).mean.normal_(0.3, 0.1)
         standardisation(flow).std.uniform_(0.5, 1.5)
     return flow

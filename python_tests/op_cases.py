@@ -1,6 +1,6 @@
 """Random arguments for every operation, as the compiled op takes them.
 
-A case gives the op, its reference twin and a function that draws arguments of a random shape.
+A case gives the op, by name, and a function that draws arguments of a random shape.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from flowinv_fast._base.tensors import accumulate_dtype
-from flowinv_fast.ops import reference
+from flowinv_fast.ops import twin
 
 OPS = torch.ops.flowinv_fast
 
@@ -24,18 +24,21 @@ class Case:
     Args:
         name: of the op.
         draw: (dtype, device, batch or None) to arguments; None draws the batch too.
-        twin: reference function of the same arguments.
         differentiable: whether the op has a gradient.
     """
 
     name: str
     draw: Callable[..., tuple]
-    twin: Callable
     differentiable: bool = True
 
     @property
     def op(self):
         return getattr(OPS, self.name).default
+
+    @property
+    def twin(self) -> Callable:
+        """The op in plain torch, of the same arguments."""
+        return twin(self.name)
 
 
 def size(low: int = 1, high: int = 9) -> int:
@@ -67,11 +70,6 @@ def coupling(mask: int):
         return x, raw, gain, logdet, mask
 
     return draw
-
-
-def backward_twin(name):
-    twin = getattr(reference, f"{name}_backward")
-    return lambda *arguments: twin(*arguments[:-1])
 
 
 def images(dtype, device, batch=None, low=0.02, high=0.98):
@@ -178,41 +176,46 @@ def with_backward(draw):
     return lambda dtype, device, batch=None: draw(dtype, device, batch, backward=True)
 
 
+def dequantised(dtype, device, batch=None):
+    return images(dtype, device, batch), random.choice([2, 32, 256]), *stream()
+
+
+def bits(dtype, device, batch=None):
+    return size(0, 100), *stream(), torch.empty(0, device=device)
+
+
+def quantised(dtype, device, batch=None):
+    x = images(dtype, device, batch)
+    return 2 * torch.randn_like(x), random.randint(1, 8), -1.0, 1.5
+
+
 CASES = [
     *(
-        Case(f"affine_coupling_{d}", coupling(mask), getattr(reference, f"affine_coupling_{d}"))
-        for d in ("encode", "decode")
+        Case(f"affine_coupling_{direction}", coupling(mask))
+        for direction in ("encode", "decode")
         for mask in range(4)
     ),
     *(
-        Case(f"affine_coupling_{d}_backward", with_backward(coupling(mask)),
-             backward_twin(f"affine_coupling_{d}"))
-        for d in ("encode", "decode")
+        Case(f"affine_coupling_{direction}_backward", with_backward(coupling(mask)))
+        for direction in ("encode", "decode")
         for mask in range(4)
     ),
-    Case("logit_encode", logit(False), reference.logit_encode),
-    Case("logit_decode", logit(True), reference.logit_decode),
-    Case("logit_encode_backward", with_backward(logit(False)), reference.logit_encode_backward),
-    Case("logit_decode_backward", with_backward(logit(True)), reference.logit_decode_backward),
-    Case("squeeze", squeezable(False), reference.squeeze),
-    Case("unsqueeze", squeezable(True), reference.unsqueeze),
-    Case("gaussian_log_prob", gaussian, reference.gaussian_log_prob),
-    Case("standard_normal_log_prob", latents, reference.standard_normal_log_prob),
-    Case("gather_patches", patches(False), reference.gather_patches),
-    Case("scatter_patches", patches(True), reference.scatter_patches),
-    Case("dequantise",
-         lambda t, d, b=None: (images(t, d, b), random.choice([2, 32, 256]), *stream()),
-         reference.dequantise, False),
-    Case("random_bits", lambda t, d, b=None: (size(0, 100), *stream(), torch.empty(0, device=d)),
-         reference.random_bits, False),
-    Case("gaussian_noise", gaussian_noise, reference.gaussian_noise, False),
-    Case("sigma_map", structured(True), reference.sigma_map, False),
-    Case("structured_noise", structured(False), reference.structured_noise, False),
-    Case("digit_overlay", digits, reference.digit_overlay, False),
-    Case("quantise_ste",
-         lambda t, d, b=None: (
-             2 * torch.randn_like(images(t, d, b)), random.randint(1, 8), -1.0, 1.5
-         ),
-         reference.quantise_ste),
-]  # fmt: skip
+    Case("logit_encode", logit(False)),
+    Case("logit_decode", logit(True)),
+    Case("logit_encode_backward", with_backward(logit(False))),
+    Case("logit_decode_backward", with_backward(logit(True))),
+    Case("squeeze", squeezable(False)),
+    Case("unsqueeze", squeezable(True)),
+    Case("gaussian_log_prob", gaussian),
+    Case("standard_normal_log_prob", latents),
+    Case("gather_patches", patches(False)),
+    Case("scatter_patches", patches(True)),
+    Case("dequantise", dequantised, differentiable=False),
+    Case("random_bits", bits, differentiable=False),
+    Case("gaussian_noise", gaussian_noise, differentiable=False),
+    Case("sigma_map", structured(True), differentiable=False),
+    Case("structured_noise", structured(False), differentiable=False),
+    Case("digit_overlay", digits, differentiable=False),
+    Case("quantise_ste", quantised),
+]
 IDS = [f"{case.name}-{i}" for i, case in enumerate(CASES)]

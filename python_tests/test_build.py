@@ -32,6 +32,14 @@ def test_no_torch_symbol_or_library():
     assert not re.search(r"torch|c10|cudart|libcuda|gomp", libraries)
 
 
+def test_the_version_is_written_once():
+    """In pyproject.toml: CMake and the installed package read it there."""
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert ff.build_info()["version"] == version
+    for path in ("CMakeLists.txt", "setup.py", "flowinv_fast/__init__.py"):
+        assert version not in (ROOT / path).read_text(), path
+
+
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs binutils")
 def test_only_the_entry_point_is_exported():
     exported = [
@@ -43,10 +51,9 @@ def test_only_the_entry_point_is_exported():
 
 def test_imports_without_a_driver():
     """No GPU visible: the module loads and says what it holds."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import flowinv_fast; print(flowinv_fast.show_config())"],
-        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    command = [sys.executable, "-c", "import flowinv_fast; print(flowinv_fast.show_config())"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "GPUs here    none" in done.stdout
 
 
@@ -66,8 +73,8 @@ def test_a_second_build_finds_its_own_ninja(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     (gone / "ninja").symlink_to(shutil.which("ninja", path=PATH))
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path / "b"),
-               "--build-lib", str(tmp_path / "l")]  # fmt: skip
+    folders = ["--build-temp", str(tmp_path / "b"), "--build-lib", str(tmp_path / "l")]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
     environment = {**os.environ, "FLOWINV_CUDA": "off"}
     for first in (f"{tools}:{gone}", f"{tools}"):
         environment["PATH"] = f"{first}:{PATH}"
@@ -82,12 +89,10 @@ def test_register_and_spill_budget(source, tmp_path):
     """Compiles without warnings; no kernel spills or takes more than 64 registers (4 blocks of 256
     threads an SM), the tensor-core convolutions 168 (3 blocks of 128); a stack is there only for
     the argument reduction of double sines."""
-    done = subprocess.run(
-        ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas=-v", "-Werror=all-warnings",
-         "--expt-relaxed-constexpr", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}", str(source),
-         "-o", str(tmp_path / "out.cubin")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    flags = ["-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas=-v", "-Werror=all-warnings"]
+    flags += ["--expt-relaxed-constexpr", "-DFI_ISA=cuda", f"-I{ROOT / 'csrc'}"]
+    command = ["nvcc", *flags, str(source), "-o", str(tmp_path / "out.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)

@@ -33,6 +33,12 @@ def test_ruff(arguments):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_types():
+    """mypy in its basic mode, as pyproject.toml sets it."""
+    run = subprocess.run([tool("mypy")], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_clang_format():
     command = [tool("clang-format"), "--dry-run", "-Werror", *NATIVE]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

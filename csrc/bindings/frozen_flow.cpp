@@ -69,10 +69,11 @@ void copy_words(const FrozenFlow& flow, const T& out) {
 
 // What both directions share. words, workspace: null where the flow is on the CPU.
 FrozenFlowParams params_of(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& words,
-                           const T& workspace, const PlaceTuple& place) {
+                           const T& workspace, const ExecutionTuple& execution) {
   const Plan& plan = flow.plan;
   check(plan.finished, "plan: not finished");
-  check(plan.on_device == (std::get<0>(place) >= 0), "place: not where the flow was frozen for");
+  check(plan.on_device == (std::get<0>(execution) >= 0),
+        "execution: not where the flow was frozen for");
   FrozenFlowParams p{};
   p.plan = &plan;
   p.spare = &flow.spare;
@@ -93,27 +94,27 @@ std::int64_t saved_words(const FrozenFlow& flow, std::int64_t batch) {
 
 void run_forward(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& in, const T& out,
                  const T& logdet, const T& saved, const T& words, const T& workspace,
-                 const PlaceTuple& place) {
-  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, place);
+                 const ExecutionTuple& execution) {
+  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, execution);
   p.in = floats("in", in, product(batch, flow.plan.n));
   p.out = const_cast<float*>(floats("out", out, product(batch, flow.plan.n)));
   p.logdet = const_cast<float*>(floats("logdet", logdet, batch));
   p.saved = static_cast<char*>(
       TensorArg("saved", saved).get_or_null(DType::kInt64, saved_words(flow, batch)));
-  run(frozen_flow, p, place_of(place));
+  run(frozen_flow, p, execution_of(execution));
 }
 
 void run_backward(const FrozenFlow& flow, bool decode, std::int64_t batch, const T& grad_out,
                   const T& grad_logdet, const T& saved, const T& grad_in, const T& words,
-                  const T& workspace, const PlaceTuple& place) {
-  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, place);
+                  const T& workspace, const ExecutionTuple& execution) {
+  FrozenFlowParams p = params_of(flow, decode, batch, words, workspace, execution);
   p.backward = true;
   p.in = floats("grad_out", grad_out, product(batch, flow.plan.n));
   p.grad_logdet = floats("grad_logdet", grad_logdet, batch);
   p.saved =
       static_cast<char*>(TensorArg("saved", saved).get(DType::kInt64, saved_words(flow, batch)));
   p.out = const_cast<float*>(floats("grad_in", grad_in, product(batch, flow.plan.n)));
-  run(frozen_flow, p, place_of(place));
+  run(frozen_flow, p, execution_of(execution));
 }
 
 }  // namespace
@@ -144,11 +145,6 @@ void register_frozen_flow(py::module_& m) {
       .def("forward", run_forward)
       .def("backward", run_backward);
   m.def("cpu_bf16", cpu_bf16);
-  py::dict precisions;
-  precisions["fp32"] = int(Precision::kFloat32);
-  precisions["tf32"] = int(Precision::kTf32);
-  precisions["bf16"] = int(Precision::kBFloat16);
-  m.attr("PRECISIONS") = precisions;
 }
 
 }  // namespace flowinv

@@ -1,11 +1,38 @@
 // flowinv_fast._C: raw pointers in, nothing of torch inside.
+// Every operation that a header announces is put on the list that the module binds.
+#define FI_EACH_OP(name, Params) \
+  static const bool bound_##name = add({#name, &bind<Params, &name>});
+
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
-#include "common/place.h"
+#include "bindings/fields.h"
 
-namespace py = pybind11;
+namespace flowinv {
+namespace {
+
+struct Operation {
+  const char* name;
+  void (*bind)(py::module_&, py::dict&, const char*);
+};
+
+std::vector<Operation>& operations() {
+  static std::vector<Operation> list;
+  return list;
+}
+
+bool add(const Operation& operation) {
+  operations().push_back(operation);
+  return true;
+}
+
+}  // namespace
+}  // namespace flowinv
+
+#include "bindings/ops.h"
 
 namespace flowinv {
 
@@ -26,19 +53,18 @@ int cpu_isa() {
 }
 
 void register_frozen_flow(py::module_&);
-void register_coupling(py::module_&);
-void register_layout(py::module_&);
-void register_preprocess(py::module_&);
-void register_density(py::module_&);
-void register_noise(py::module_&);
-void register_quantise(py::module_&);
-void register_solver(py::module_&);
 
-}  // namespace flowinv
+namespace {
 
-PYBIND11_MODULE(_C, m) {
-  using namespace flowinv;
-  m.doc() = "Kernels of flowinv_fast. Use flowinv_fast.ops.";
+// The names of an enumeration, in the order of their codes.
+template <std::size_t kCount>
+py::dict codes(const char* const (&names)[kCount]) {
+  py::dict result;
+  for (std::size_t code = 0; code < kCount; ++code) result[names[code]] = code;
+  return result;
+}
+
+py::dict build_info() {
   py::dict info;
   info["version"] = FLOWINV_VERSION;
   info["compiler"] = FLOWINV_COMPILER;
@@ -52,13 +78,30 @@ PYBIND11_MODULE(_C, m) {
   info["cuda_architectures"] = "";
   info["cpu_only_reason"] = FLOWINV_CPU_ONLY_REASON;
 #endif
-  m.attr("build_info") = info;
+  return info;
+}
+
+// What Python must agree with; read by flowinv_fast/_base/constants.py.
+py::dict constants() {
+  py::dict result;
+  result["tile"] = kTile;
+  result["dtypes"] = codes(kDTypeNames);
+  result["masks"] = codes(kMaskNames);
+  result["sigma_kinds"] = codes(kSigmaKindNames);
+  result["precisions"] = codes(kPrecisionNames);
+  return result;
+}
+
+}  // namespace
+}  // namespace flowinv
+
+PYBIND11_MODULE(_C, m) {
+  using namespace flowinv;
+  m.doc() = "Kernels of flowinv_fast. Use flowinv_fast.ops.";
+  m.attr("build_info") = build_info();
+  m.attr("constants") = constants();
+  py::dict fields;
+  for (const Operation& operation : operations()) operation.bind(m, fields, operation.name);
+  m.attr("fields") = fields;
   register_frozen_flow(m);
-  register_coupling(m);
-  register_layout(m);
-  register_preprocess(m);
-  register_density(m);
-  register_noise(m);
-  register_quantise(m);
-  register_solver(m);
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "common/macros.h"
 
@@ -17,6 +18,10 @@ enum class DType : int {
   kInt64 = 4,
   kBool = 5
 };
+
+// As Python's torch calls them, in the order of their codes.
+constexpr const char* kDTypeNames[] = {"float32", "float64", "bfloat16",
+                                       "float16", "int64",   "bool"};
 
 inline std::int64_t size_of(DType dtype) {
   constexpr std::int64_t kSizes[] = {4, 8, 2, 2, 8, 1};
@@ -90,6 +95,11 @@ FI_HD void store(Float16* p, float value) {
   p->bits = static_cast<std::uint16_t>(half | sign);
 }
 
+// The type in which numbers of a storage type are summed.
+inline DType accumulate_type(DType dtype) {
+  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
 // Calls f with a null pointer of the storage type; throws for a type no kernel is built for.
 template <class F>
 void for_float_type(DType dtype, F&& f) {
@@ -103,3 +113,12 @@ void for_float_type(DType dtype, F&& f) {
 }
 
 }  // namespace flowinv
+
+// FI_FLOAT_OP(name, Params), in a kernel file, defines the launcher by its template over the storage
+// type, `template <class T> void name(const Params&, const Execution&)`.
+#define FI_FLOAT_OP(name, Params)                                     \
+  void name(const Params& params, const Execution& execution) {       \
+    for_float_type(params.dtype, [&](auto* type) {                    \
+      name<std::remove_pointer_t<decltype(type)>>(params, execution); \
+    });                                                               \
+  }

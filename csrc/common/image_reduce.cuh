@@ -64,19 +64,19 @@ inline unsigned blocks_for(std::int64_t n) {
 // partials: batch * tiles_of(n) accumulators, used when an image has more than one tile.
 template <class A, class Body>
 void image_reduce(const char* name, const Body& body, std::int64_t batch, std::int64_t n,
-                  const A* in, A* out, A* partials, const Place& place) {
+                  const A* in, A* out, A* partials, const Execution& execution) {
   const std::int64_t tiles = tiles_of(n);
   const unsigned rows = static_cast<unsigned>(batch < kMaxGridY ? batch : kMaxGridY);
   launch(name, image_reduce_kernel<A, Body>, dim3(static_cast<unsigned>(tiles), rows), kThreads,
-         place, body, batch, n, in, out, partials);
+         execution, body, batch, n, in, out, partials);
   if (tiles > 1)
-    launch(name, sum_tiles_kernel<A>, dim3(blocks_for(batch)), kThreads, place, batch, tiles, in,
-           out, static_cast<const A*>(partials));
+    launch(name, sum_tiles_kernel<A>, dim3(blocks_for(batch)), kThreads, execution, batch, tiles,
+           in, out, static_cast<const A*>(partials));
 }
 
 template <class Body>
-void for_each(const char* name, const Body& body, std::int64_t n, const Place& place) {
-  launch(name, for_each_kernel<Body>, dim3(blocks_for(n)), kThreads, place, body, n);
+void for_each(const char* name, const Body& body, std::int64_t n, const Execution& execution) {
+  launch(name, for_each_kernel<Body>, dim3(blocks_for(n)), kThreads, execution, body, n);
 }
 
 }  // namespace cuda

@@ -1,18 +1,15 @@
-// Kernel launches: geometry, stream, device, and errors as exceptions. The shim of the tests
-// supplies its own version of this file's functions.
+// Kernel launches: geometry, stream, device, and errors as exceptions. With the file mma.cuh the only
+// words of CUDA that are more than arithmetic; a build that puts other files of these names first in
+// its include path (as the tests do) runs the kernels on something else.
 #pragma once
 
-#include <cstdint>
-
-#ifdef FLOWINV_HOST_SHIM
-#include "tests/host_shim.h"
-#else
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "common/place.h"
+#include "common/execution.h"
 
 #define FI_SHARED(T, name, N) __shared__ T name[N]
 
@@ -41,10 +38,10 @@ class DeviceGuard {
 
 template <class... Formal, class... Actual>
 void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned block,
-            const Place& place, Actual... arguments) {
+            const Execution& execution, Actual... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  DeviceGuard guard(place.device);
-  const auto stream = reinterpret_cast<cudaStream_t>(place.stream);
+  DeviceGuard guard(execution.device);
+  const auto stream = reinterpret_cast<cudaStream_t>(execution.stream);
   // clang-format off: it would split the brackets
   kernel<<<grid, block, 0, stream>>>(arguments...);
   // clang-format on
@@ -56,4 +53,3 @@ void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned blo
 }
 
 }  // namespace flowinv
-#endif

@@ -17,6 +17,9 @@
 namespace flowinv {
 namespace math {
 
+constexpr double kHalfLog2Pi = 0.918938533204672742;  // log(2 pi) / 2
+constexpr double kTwoPi = 6.283185307179586476925;
+
 FI_HD double exp(double x) { return ::exp(x); }
 FI_HD double log(double x) { return ::log(x); }
 FI_HD double log1p(double x) { return ::log1p(x); }
@@ -120,8 +123,8 @@ FI_HD A softplus(A x) {
 
 // (cos, sin) of 2 pi turn, for turn in [0, 1).
 FI_HD void cos_sin_turn(double turn, double& c, double& s) {
-  c = ::cos(6.283185307179586476925 * turn);
-  s = ::sin(6.283185307179586476925 * turn);
+  c = ::cos(kTwoPi * turn);
+  s = ::sin(kTwoPi * turn);
 }
 
 FI_HD void cos_sin_turn(float turn, float& c, float& s) {

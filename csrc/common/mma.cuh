@@ -1,5 +1,4 @@
-// Tensor-core products of one warp, D += A B with A 16x8, B 8x8 and D 16x8 in float32 sums. The shim
-// of the tests supplies its own version of this file's functions.
+// Tensor-core products of one warp, D += A B with A 16x8, B 8x8 and D 16x8 in float32 sums.
 //
 // Fragments, with group = lane / 4 and quad = lane % 4:
 //     tf32  a: A[group, quad], A[group + 8, quad], A[group, quad + 4], A[group + 8, quad + 4]
@@ -12,7 +11,6 @@
 #include "common/launch.cuh"
 #include "common/macros.h"
 
-#ifndef FLOWINV_HOST_SHIM
 namespace flowinv {
 
 // Rounded to 10 bits of mantissa, to nearest.
@@ -45,4 +43,3 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const std::uint32_t (&a)
 }
 
 }  // namespace flowinv
-#endif

@@ -77,7 +77,7 @@ struct BackwardBody {
       store(grad_raw + raw_at, affine.raw_scale_grad(grad.log_scale, gain));
       store(grad_raw + shift_at, grad.shift);
     }
-    return grad.log_scale * affine.tanh;
+    return affine.gain_grad(grad.log_scale);
   }
 
   __device__ void operator()(std::int64_t element) const {
@@ -118,43 +118,42 @@ struct SumImages {
 };
 
 template <class T, bool kDecode>
-void coupling(const AffineCouplingParams& p, const Place& place) {
+void coupling(const AffineCouplingParams& p, const Execution& execution) {
   using A = Acc<T>;
   const CouplingLayout layout(p);
   image_reduce("affine_coupling", ForwardBody<T, kDecode>{p, layout}, p.batch, layout.n,
                static_cast<const A*>(p.logdet_in), static_cast<A*>(p.logdet_out),
-               static_cast<A*>(p.partials), place);
+               static_cast<A*>(p.partials), execution);
 }
 
 template <class T, bool kDecode>
-void coupling_backward(const AffineCouplingBackwardParams& p, const Place& place) {
+void coupling_backward(const AffineCouplingBackwardParams& p, const Execution& execution) {
   const CouplingLayout layout(p);
   const BackwardBody<T, kDecode> body{p, layout};
-  for_each("affine_coupling_backward", body, p.batch * layout.n, place);
+  for_each("affine_coupling_backward", body, p.batch * layout.n, execution);
   if (!p.grad_gain) return;
   const unsigned rows = static_cast<unsigned>(p.batch < kMaxGridY ? p.batch : kMaxGridY);
   launch("affine_coupling_gain_grad", gain_grad_kernel<T, kDecode>,
-         dim3(static_cast<unsigned>(layout.gains), rows), kThreads, place, body);
+         dim3(static_cast<unsigned>(layout.gains), rows), kThreads, execution, body);
   const SumImages<T> sum{static_cast<const Acc<T>*>(p.partials), static_cast<T*>(p.grad_gain),
                          p.batch, layout.gains};
-  for_each("affine_coupling_gain_grad", sum, layout.gains, place);
+  for_each("affine_coupling_gain_grad", sum, layout.gains, execution);
+}
+
+template <class T>
+void affine_coupling(const AffineCouplingParams& p, const Execution& execution) {
+  p.decode ? coupling<T, true>(p, execution) : coupling<T, false>(p, execution);
+}
+
+template <class T>
+void affine_coupling_backward(const AffineCouplingBackwardParams& p, const Execution& execution) {
+  p.decode ? coupling_backward<T, true>(p, execution) : coupling_backward<T, false>(p, execution);
 }
 
 }  // namespace
 
-void affine_coupling(const AffineCouplingParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    p.decode ? coupling<T, true>(p, place) : coupling<T, false>(p, place);
-  });
-}
-
-void affine_coupling_backward(const AffineCouplingBackwardParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    p.decode ? coupling_backward<T, true>(p, place) : coupling_backward<T, false>(p, place);
-  });
-}
+FI_FLOAT_OP(affine_coupling, AffineCouplingParams)
+FI_FLOAT_OP(affine_coupling_backward, AffineCouplingBackwardParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -18,10 +18,11 @@
 // partials      workspace, accumulate type                          written
 #pragma once
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -31,6 +32,8 @@ enum class Mask : int {
   kChannelFirst = 2,
   kChannelSecond = 3
 };
+constexpr const char* kMaskNames[] = {"checkerboard_even", "checkerboard_odd", "channel_first",
+                                      "channel_second"};
 
 // The formula, for one transformed element. Nothing else in the repository contains it.
 template <class A>
@@ -63,40 +66,10 @@ struct Affine {
   FI_HD Grad decode_grad(A grad_out, A grad_logdet, A value) const {
     return {grad_out * scale, -grad_out * scale, -grad_out * value - grad_logdet};
   }
+  FI_HD A gain_grad(A grad_log_scale) const { return grad_log_scale * tanh; }
   FI_HD A raw_scale_grad(A grad_log_scale, A gain) const {
     return grad_log_scale * gain * (A(1) - tanh * tanh);
   }
-};
-
-struct AffineCouplingParams {
-  DType dtype;
-  Mask mask;
-  bool decode;
-  std::int64_t batch, channels, height, width;
-  std::int64_t in_stride;  // elements between images of `in`
-  const void* in;
-  const void* raw;
-  const void* gain;
-  const void* logdet_in;
-  void* out;
-  void* logdet_out;
-  void* partials;  // [B, tiles], CUDA only
-};
-
-struct AffineCouplingBackwardParams {
-  DType dtype;
-  Mask mask;
-  bool decode;
-  std::int64_t batch, channels, height, width;
-  const void* grad_out;
-  const void* grad_logdet;
-  const void* value;  // encode: its input; decode: its output
-  const void* raw;
-  const void* gain;
-  void* grad_in;
-  void* grad_raw;
-  void* grad_gain;  // null if not wanted
-  void* partials;  // [B, gains], accumulate type, if grad_gain is wanted
 };
 
 // Where an element of an image sits, and where its raw scale and shift are. Shared by both sides.
@@ -124,6 +97,80 @@ struct CouplingLayout {
   }
   FI_HD bool pixel_transformed(std::int64_t position) const {
     return parity < 0 || ((position / width + position % width) & 1) == parity;
+  }
+};
+
+// The fields that both directions of the gradient share.
+template <class Fields, class Params>
+void coupling_fields(Fields& f, Params& p) {
+  f.flag("decode", p.decode);
+  f.integer("mask", p.mask, 0, 3);
+  f.size("batch", p.batch);
+  f.size("channels", p.channels);
+  f.size("height", p.height);
+  f.size("width", p.width);
+  f.require(int(p.mask) < 2 || p.channels % 2 == 0, "channels: expected an even number");
+  product(p.batch, 2 * p.channels, p.height, p.width);  // what CouplingLayout multiplies fits
+}
+
+struct AffineCouplingParams {
+  DType dtype;
+  Mask mask;
+  bool decode;
+  std::int64_t batch, channels, height, width;
+  std::int64_t in_stride;  // elements between images of `in`
+  const void* in;
+  const void* raw;
+  const void* gain;
+  const void* logdet_in;
+  void* out;
+  void* logdet_out;
+  void* partials;  // [B, tiles], CUDA only
+
+  template <class Fields>
+  void fields(Fields& f) {
+    coupling_fields(f, *this);
+    const CouplingLayout layout(*this);
+    f.images("x", in, in_stride, batch, layout.n);
+    f.tensor("raw", raw, {batch, layout.raw_n});
+    f.tensor("gain", gain, {layout.gains});
+    f.sums("logdet", logdet_in, {batch});
+    f.tensor("out", out, {batch, layout.n});
+    f.sums("logdet_out", logdet_out, {batch});
+    f.partials("partials", partials, batch, layout.n);
+    dtype = f.storage();
+  }
+};
+
+struct AffineCouplingBackwardParams {
+  DType dtype;
+  Mask mask;
+  bool decode;
+  std::int64_t batch, channels, height, width;
+  const void* grad_out;
+  const void* grad_logdet;
+  const void* value;  // encode: its input; decode: its output
+  const void* raw;
+  const void* gain;
+  void* grad_in;
+  void* grad_raw;
+  void* grad_gain;  // null if not wanted
+  void* partials;  // [B, gains], accumulate type, if grad_gain is wanted
+
+  template <class Fields>
+  void fields(Fields& f) {
+    coupling_fields(f, *this);
+    const CouplingLayout layout(*this);
+    f.tensor("grad_out", grad_out, {batch, layout.n});
+    f.sums("grad_logdet", grad_logdet, {batch});
+    f.tensor("x", value, {batch, layout.n});
+    f.tensor("raw", raw, {batch, layout.raw_n});
+    f.tensor("gain", gain, {layout.gains});
+    f.tensor("grad_in", grad_in, {batch, layout.n});
+    f.tensor("grad_raw", grad_raw, {batch, layout.raw_n});
+    f.optional("grad_gain", grad_gain, {layout.gains});
+    f.sums("partials", partials, {grad_gain ? batch : 0, layout.gains});
+    dtype = f.storage();
   }
 };
 

@@ -19,7 +19,7 @@ std::vector<A> pixel_map(const CouplingLayout& layout) {
 }
 
 template <class T, bool kDecode>
-void coupling(const AffineCouplingParams& p, const Place& place) {
+void coupling(const AffineCouplingParams& p, const Execution& execution) {
   using A = Acc<T>;
   const CouplingLayout layout(p);
   const std::vector<A> map = pixel_map<A>(layout);
@@ -48,17 +48,17 @@ void coupling(const AffineCouplingParams& p, const Place& place) {
     return kDecode ? -sum : sum;
   };
   reduce_parts(plane_sum, p.batch, p.channels, layout.plane, static_cast<const A*>(p.logdet_in),
-               static_cast<A*>(p.logdet_out), place.threads);
+               static_cast<A*>(p.logdet_out), execution.threads);
 }
 
 template <class T, bool kDecode>
-void coupling_backward(const AffineCouplingBackwardParams& p, const Place& place) {
+void coupling_backward(const AffineCouplingBackwardParams& p, const Execution& execution) {
   using A = Acc<T>;
   const CouplingLayout layout(p);
   const std::vector<A> map = pixel_map<A>(layout);
   A* partials = static_cast<A*>(p.partials);
   for_ranges(
-      p.batch * p.channels, layout.plane, place.threads, [&](std::int64_t u, std::int64_t end) {
+      p.batch * p.channels, layout.plane, execution.threads, [&](std::int64_t u, std::int64_t end) {
         for (; u < end; ++u) {
           const std::int64_t b = u / p.channels, c = u % p.channels, g = layout.gain_index(c);
           const T* grad_out = static_cast<const T*>(p.grad_out) + u * layout.plane;
@@ -87,7 +87,7 @@ void coupling_backward(const AffineCouplingBackwardParams& p, const Place& place
             store(grad_in + i, change ? grad.in : go);
             store(grad_raw + i, change ? affine.raw_scale_grad(grad.log_scale, gain) : A(0));
             store(grad_shift + i, change ? grad.shift : A(0));
-            sum += change ? grad.log_scale * affine.tanh : A(0);
+            sum += change ? affine.gain_grad(grad.log_scale) : A(0);
           }
           if (partials) partials[b * layout.gains + g] = sum;
         }
@@ -100,21 +100,20 @@ void coupling_backward(const AffineCouplingBackwardParams& p, const Place& place
   }
 }
 
+template <class T>
+void affine_coupling(const AffineCouplingParams& p, const Execution& execution) {
+  p.decode ? coupling<T, true>(p, execution) : coupling<T, false>(p, execution);
+}
+
+template <class T>
+void affine_coupling_backward(const AffineCouplingBackwardParams& p, const Execution& execution) {
+  p.decode ? coupling_backward<T, true>(p, execution) : coupling_backward<T, false>(p, execution);
+}
+
 }  // namespace
 
-void affine_coupling(const AffineCouplingParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    p.decode ? coupling<T, true>(p, place) : coupling<T, false>(p, place);
-  });
-}
-
-void affine_coupling_backward(const AffineCouplingBackwardParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    p.decode ? coupling_backward<T, true>(p, place) : coupling_backward<T, false>(p, place);
-  });
-}
+FI_FLOAT_OP(affine_coupling, AffineCouplingParams)
+FI_FLOAT_OP(affine_coupling_backward, AffineCouplingBackwardParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

@@ -11,23 +11,26 @@
 
 namespace flowinv {
 namespace cuda {
+namespace {
 
-void gaussian_log_prob(const GaussianParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    image_reduce<Acc<T>>("gaussian_log_prob", GaussianBody<T>{p}, p.batch, p.n, nullptr,
-                         static_cast<Acc<T>*>(p.log_prob), static_cast<Acc<T>*>(p.partials), place);
-  });
+template <class T>
+void gaussian_log_prob(const GaussianParams& p, const Execution& execution) {
+  image_reduce<Acc<T>>("gaussian_log_prob", GaussianBody<T>{p}, p.batch, p.n, nullptr,
+                       static_cast<Acc<T>*>(p.log_prob), static_cast<Acc<T>*>(p.partials),
+                       execution);
 }
 
-void standard_normal_log_prob(const StandardNormalParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    image_reduce<Acc<T>>("standard_normal_log_prob", StandardNormalBody<T>{p}, p.batch, p.n,
-                         nullptr, static_cast<Acc<T>*>(p.log_prob),
-                         static_cast<Acc<T>*>(p.partials), place);
-  });
+template <class T>
+void standard_normal_log_prob(const StandardNormalParams& p, const Execution& execution) {
+  image_reduce<Acc<T>>("standard_normal_log_prob", StandardNormalBody<T>{p}, p.batch, p.n, nullptr,
+                       static_cast<Acc<T>*>(p.log_prob), static_cast<Acc<T>*>(p.partials),
+                       execution);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(gaussian_log_prob, GaussianParams)
+FI_FLOAT_OP(standard_normal_log_prob, StandardNormalParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -9,9 +9,9 @@
 
 #include "common/broadcast.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -24,6 +24,20 @@ struct GaussianParams {
   void* score;
   void* log_prob;  // [B], accumulate type
   void* partials;  // [B, tiles], CUDA only
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("batch", batch);
+    f.size("n", n);
+    f.tensor("y", y, {batch, n});
+    f.tensor("fx", fx, {batch, n});
+    f.broadcast("mean", mean, batch, n);
+    f.broadcast("std", sd, batch, n);
+    f.tensor("score", score, {batch, n});
+    f.sums("log_prob", log_prob, {batch});
+    f.partials("partials", partials, batch, n);
+    dtype = f.storage();
+  }
 };
 
 // The formula, for one element.
@@ -36,7 +50,7 @@ struct GaussianTerm {
   FI_HD A value() const { return A(-0.5) * whitened * whitened; }
   FI_HD A score() const { return whitened * inverse_sd; }
   // What the log-density has of the standard deviation alone.
-  FI_HD static A constant(A sd) { return -A(0.918938533204672742) - math::log(sd); }
+  FI_HD static A constant(A sd) { return -A(math::kHalfLog2Pi) - math::log(sd); }
 };
 
 template <class T>
@@ -61,6 +75,16 @@ struct StandardNormalParams {
   const void* z;
   void* log_prob;
   void* partials;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("batch", batch);
+    f.size("n", n);
+    f.tensor("z", z, {batch, n});
+    f.sums("log_prob", log_prob, {batch});
+    f.partials("partials", partials, batch, n);
+    dtype = f.storage();
+  }
 };
 
 template <class T>
@@ -69,7 +93,7 @@ struct StandardNormalBody {
 
   FI_HD Acc<T> operator()(std::int64_t b, std::int64_t i) const {
     const Acc<T> z = load(static_cast<const T*>(p.z) + b * p.n + i);
-    return Acc<T>(-0.5) * z * z - Acc<T>(0.918938533204672742);
+    return Acc<T>(-0.5) * z * z - Acc<T>(math::kHalfLog2Pi);
   }
 };
 

@@ -4,7 +4,6 @@
 // are the same for all, so that the loop over elements has no strides, division or logarithm.
 #include "density/density.h"
 
-#include <type_traits>
 #include <vector>
 
 #include "common/image_reduce.h"
@@ -36,7 +35,7 @@ void prepare(const GaussianParams& p, std::int64_t b, std::int64_t tile, Tile<Ac
 }
 
 template <class T>
-void gaussian(const GaussianParams& p, const Place& place) {
+void gaussian_log_prob(const GaussianParams& p, const Execution& execution) {
   using A = Acc<T>;
   const std::int64_t tiles = tiles_of(p.n);
   const bool shared = p.batch > 1 && p.mean.batch_stride == 0 && p.sd.batch_stride == 0;
@@ -62,25 +61,19 @@ void gaussian(const GaussianParams& p, const Place& place) {
     return sum + row.constant;
   };
   reduce_parts<A>(tile_sum, p.batch, tiles, std::min(p.n, kTile), nullptr,
-                  static_cast<A*>(p.log_prob), place.threads);
+                  static_cast<A*>(p.log_prob), execution.threads);
+}
+
+template <class T>
+void standard_normal_log_prob(const StandardNormalParams& p, const Execution& execution) {
+  image_reduce<Acc<T>>(StandardNormalBody<T>{p}, p.batch, p.n, nullptr,
+                       static_cast<Acc<T>*>(p.log_prob), execution.threads);
 }
 
 }  // namespace
 
-void gaussian_log_prob(const GaussianParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    gaussian<T>(p, place);
-  });
-}
-
-void standard_normal_log_prob(const StandardNormalParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    image_reduce<Acc<T>>(StandardNormalBody<T>{p}, p.batch, p.n, nullptr,
-                         static_cast<Acc<T>*>(p.log_prob), place.threads);
-  });
-}
+FI_FLOAT_OP(gaussian_log_prob, GaussianParams)
+FI_FLOAT_OP(standard_normal_log_prob, StandardNormalParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

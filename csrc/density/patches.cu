@@ -6,23 +6,22 @@
 // measured     never run on a GPU
 #include "density/patches.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.cuh"
 
 namespace flowinv {
 namespace cuda {
+namespace {
 
-void patches(const PatchesParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (p.scatter)
-      for_each("patches", ScatterBody<T>{p}, p.batch * p.channels * p.height * p.width, place);
-    else
-      for_each("patches", GatherBody<T>{p}, p.batch * p.count * p.patch_height * p.patch_width,
-               place);
-  });
+template <class T>
+void patches(const PatchesParams& p, const Execution& execution) {
+  const PatchSumBody<T> sum{p.grid, p.in, nullptr, p.places, p.out};
+  p.scatter ? for_each("patches", sum, p.grid.pixels(), execution)
+            : for_each("patches", GatherBody<T>{p}, p.grid.patch_elements(), execution);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(patches, PatchesParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -7,19 +7,40 @@
 // the binding's caller checks places, this only keeps memory safe.
 #pragma once
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
-#include "common/place.h"
+#include "common/patch_sum.h"
 
 namespace flowinv {
 
 struct PatchesParams {
   DType dtype;
   bool scatter;
-  std::int64_t batch, count, patch_height, patch_width, channels, height, width;
+  PatchGrid grid;
   const void* in;
   const std::int64_t* places;
   void* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.flag("scatter", scatter);
+    f.size("batch", grid.batch);
+    f.size("count", grid.count);
+    f.size("patch_height", grid.patch_height);
+    f.size("patch_width", grid.patch_width);
+    f.size("channels", grid.channels);
+    f.size("height", grid.height);
+    f.size("width", grid.width);
+    const std::int64_t patches =
+        product(grid.batch, grid.count, grid.patch_height, grid.patch_width);
+    const std::int64_t pixels = product(grid.batch, grid.channels, grid.height, grid.width);
+    f.tensor("source", in, {scatter ? patches : pixels});
+    f.tensor("places", places, {grid.batch, grid.count, 3});
+    f.tensor("out", out, {scatter ? pixels : patches});
+    dtype = f.storage();
+  }
 };
 
 template <class T>
@@ -27,39 +48,18 @@ struct GatherBody {
   PatchesParams p;
 
   FI_HD void operator()(std::int64_t index) const {
-    const std::int64_t j = index % p.patch_width, i = index / p.patch_width % p.patch_height;
-    const std::int64_t patch = index / (p.patch_width * p.patch_height), b = patch / p.count;
+    const PatchGrid& g = p.grid;
+    const std::int64_t j = index % g.patch_width, i = index / g.patch_width % g.patch_height;
+    const std::int64_t patch = index / (g.patch_width * g.patch_height), b = patch / g.count;
     const std::int64_t* place = p.places + 3 * patch;
     const std::int64_t c = place[0], y = place[1] + i, x = place[2] + j;
-    const bool inside = c >= 0 && c < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width;
+    const bool inside = c >= 0 && c < g.channels && y >= 0 && y < g.height && x >= 0 && x < g.width;
     const T* image = static_cast<const T*>(p.in);
     T* out = static_cast<T*>(p.out) + index;
     if (inside)
-      *out = image[((b * p.channels + c) * p.height + y) * p.width + x];
+      *out = image[((b * g.channels + c) * g.height + y) * g.width + x];
     else
       store(out, Acc<T>(0));
-  }
-};
-
-// Every pixel looks through its image's patches, so nothing is added atomically.
-template <class T>
-struct ScatterBody {
-  PatchesParams p;
-
-  FI_HD void operator()(std::int64_t index) const {
-    const std::int64_t x = index % p.width, y = index / p.width % p.height;
-    const std::int64_t c = index / (p.width * p.height) % p.channels;
-    const std::int64_t b = index / (p.width * p.height * p.channels);
-    const T* patches = static_cast<const T*>(p.in);
-    Acc<T> sum = 0;
-    for (std::int64_t k = 0; k < p.count; ++k) {
-      const std::int64_t patch = b * p.count + k;
-      const std::int64_t* place = p.places + 3 * patch;
-      const std::int64_t i = y - place[1], j = x - place[2];
-      if (place[0] == c && i >= 0 && i < p.patch_height && j >= 0 && j < p.patch_width)
-        sum += load(patches + (patch * p.patch_height + i) * p.patch_width + j);
-    }
-    store(static_cast<T*>(p.out) + index, sum);
   }
 };
 

@@ -1,22 +1,22 @@
 // CPU loops of the patches.
 #include "density/patches.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.h"
 
 namespace flowinv {
 namespace FI_ISA {
+namespace {
 
-void patches(const PatchesParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (p.scatter)
-      for_each(ScatterBody<T>{p}, p.batch * p.channels * p.height * p.width, place.threads);
-    else
-      for_each(GatherBody<T>{p}, p.batch * p.count * p.patch_height * p.patch_width, place.threads);
-  });
+template <class T>
+void patches(const PatchesParams& p, const Execution& execution) {
+  const PatchSumBody<T> sum{p.grid, p.in, nullptr, p.places, p.out};
+  p.scatter ? for_each(sum, p.grid.pixels(), execution.threads)
+            : for_each(GatherBody<T>{p}, p.grid.patch_elements(), execution.threads);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(patches, PatchesParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

@@ -169,13 +169,13 @@ __global__ void __launch_bounds__(kConvolutionThreads)
 template <Precision kPrecision, class Source, class Sink>
 void convolve(const char* name, const PixelRows& rows, std::int64_t batch, const Fragments& weights,
               const std::uint32_t* words, const Source& source, const Sink& sink,
-              const Place& place) {
+              const Execution& execution) {
   const auto run = [&](auto kernel, int m, int n) {
     const int units = (rows.count + 16 * m - 1) / (16 * m);
     constexpr int kWarps = kConvolutionThreads / 32;
     const std::int64_t blocks = (batch * units + kWarps - 1) / kWarps;
     launch(name, kernel, dim3(unsigned(blocks), unsigned(weights.tiles / n)), kConvolutionThreads,
-           place, Product{rows, batch, units, weights, words}, source, sink);
+           execution, Product{rows, batch, units, weights, words}, source, sink);
   };
   // Large tiles where they keep a device busy.
   const std::int64_t large = batch * ((rows.count + 31) / 32) * (weights.tiles / 8);

@@ -281,8 +281,8 @@ __global__ void __launch_bounds__(kThreads)
 template <Precision kPrecision>
 class Engine {
  public:
-  Engine(const FrozenFlowParams& p, const Place& place)
-      : p_(p), plan_(*p.plan), place_(place), n_(p.plan->n) {
+  Engine(const FrozenFlowParams& p, const Execution& execution)
+      : p_(p), plan_(*p.plan), execution_(execution), n_(p.plan->n) {
     const DeviceWorkspace space(plan_);
     const auto array = [&](std::int64_t offset) { return p.workspace + p.batch * offset; };
     state_ = array(space.state), other_ = array(space.other);
@@ -292,18 +292,18 @@ class Engine {
   void run() {
     p_.down() ? walk<true>(plan_, *this) : walk<false>(plan_, *this);
     if (p_.backward) return;
-    launch(kName, sum_slots_kernel, dim3(unsigned(p_.batch)), kThreads, place_, partials_,
+    launch(kName, sum_slots_kernel, dim3(unsigned(p_.batch)), kThreads, execution_, partials_,
            plan_.slots, p_.constant(), p_.logdet, p_.saved, plan_.used_bytes, plan_.saved_bytes);
   }
 
   // --- what walk.h asks for ----------------------------------------------------------------------
 
   void take(std::int64_t from, std::int64_t to, std::int64_t count) {
-    for_each(kName, CopyBody{p_.in + from, state_ + to, count, n_}, p_.batch * count, place_);
+    for_each(kName, CopyBody{p_.in + from, state_ + to, count, n_}, p_.batch * count, execution_);
   }
 
   void put(std::int64_t from, std::int64_t to, std::int64_t count) {
-    for_each(kName, CopyBody{state_ + from, p_.out + to, count, n_}, p_.batch * count, place_);
+    for_each(kName, CopyBody{state_ + from, p_.out + to, count, n_}, p_.batch * count, execution_);
   }
 
   template <bool kDown>
@@ -311,19 +311,19 @@ class Engine {
     const std::int64_t count = std::int64_t(layer.std.size());
     const StandardiseBody<kDown> body{
         state_, floats(layer.device_mean), floats(layer.device_std), count, n_, p_.backward};
-    for_each(kName, body, p_.batch * count, place_);
+    for_each(kName, body, p_.batch * count, execution_);
   }
 
   void squeeze(const SqueezeMap& map, bool down) {
     for_each(kName, SqueezeStateBody{state_, other_, map, n_, down}, p_.batch * map.count(),
-             place_);
+             execution_);
     std::swap(state_, other_);
   }
 
   void mix(const MixingLayer& layer) {
     const float* matrix = floats(layer.weights.device_matrix[p_.decode][p_.backward]);
     const MixBody body{state_, other_, matrix, n_, layer.channels, layer.plane};
-    for_each(kName, body, p_.batch * mixed_groups(layer.channels) * layer.plane, place_);
+    for_each(kName, body, p_.batch * mixed_groups(layer.channels) * layer.plane, execution_);
     std::swap(state_, other_);
   }
 
@@ -352,7 +352,7 @@ class Engine {
                           saved(bits), plan_.saved_bytes};
     convolve<kPrecision>("frozen_flow_hidden", PixelRows(resolution, 0), p_.batch,
                          p_.backward ? conv.device_backward : conv.device_forward, p_.words, source,
-                         sink, place_);
+                         sink, execution_);
   }
 
   MapSource map(const CouplingLayer& c, const Resolution& resolution, const float* from) const {
@@ -378,7 +378,7 @@ class Engine {
     sink.partials = partials_ + c.first_slot, sink.slots = plan_.slots;
     sink.blocks = blocks_of(2 * c.gains);
     convolve<kPrecision>("frozen_flow_last", moved, p_.batch, c.last.device_forward, p_.words,
-                         map(c, resolution, h_), sink, place_);
+                         map(c, resolution, h_), sink, execution_);
   }
 
   void coupling_backward(const CouplingLayer& c, const Resolution& resolution) {
@@ -391,7 +391,7 @@ class Engine {
     body.gain = floats(c.device_gain);
     body.saved = saved(c.saved_values);
     body.grad_logdet = p_.grad_logdet;
-    for_each("frozen_flow_coupling_grad", body, p_.batch * plane * body.pairs, place_);
+    for_each("frozen_flow_coupling_grad", body, p_.batch * plane * body.pairs, execution_);
     const MapSource raw{a_, plane, 8 * chunks, -INFINITY};
     to_hidden(c, resolution, c.last, raw, h_, false, 2 * c.blocks);
     for (int i = c.blocks - 1; i >= 0; --i) {
@@ -400,24 +400,24 @@ class Engine {
     }
     const GradientSink sink{state_, n_, plane, c.inputs, c.seen_channel()};
     convolve<kPrecision>("frozen_flow_first_grad", seen, p_.batch, c.first.device_backward,
-                         p_.words, map(c, resolution, h_), sink, place_);
+                         p_.words, map(c, resolution, h_), sink, execution_);
   }
 
   const FrozenFlowParams& p_;
   const Plan& plan_;
-  const Place& place_;
+  const Execution& execution_;
   const std::int64_t n_;  // between images of a state
   float *state_, *other_, *a_, *h_, *partials_;
 };
 
 }  // namespace
 
-void frozen_flow(const FrozenFlowParams& p, const Place& place) {
+void frozen_flow(const FrozenFlowParams& p, const Execution& execution) {
   if (p.batch == 0) return;
   switch (p.plan->precision) {
-    case Precision::kFloat32: return Engine<Precision::kFloat32>(p, place).run();
-    case Precision::kTf32: return Engine<Precision::kTf32>(p, place).run();
-    case Precision::kBFloat16: return Engine<Precision::kBFloat16>(p, place).run();
+    case Precision::kFloat32: return Engine<Precision::kFloat32>(p, execution).run();
+    case Precision::kTf32: return Engine<Precision::kTf32>(p, execution).run();
+    case Precision::kBFloat16: return Engine<Precision::kBFloat16>(p, execution).run();
   }
 }
 

@@ -402,10 +402,10 @@ class Engine {
 
 }  // namespace
 
-void frozen_flow(const FrozenFlowParams& p, const Place& place) {
+void frozen_flow(const FrozenFlowParams& p, const Execution& execution) {
   if (p.batch == 0) return;
   const Workspace space(*p.plan);
-  const int threads = place.threads;
+  const int threads = execution.threads;
   const int64_t per_thread = std::max<int64_t>(1, (int64_t(8) << 20) / (4 * space.image) / threads);
   const int64_t group = std::min<int64_t>(p.batch, per_thread * threads);
   const int64_t bytes = 4 * (group * space.image + threads * space.thread);

@@ -12,7 +12,7 @@
 // CUDA: direct convolutions on tensor cores (convolution.cuh), from weights in `device_words`.
 #pragma once
 
-#include "common/place.h"
+#include "common/execution.h"
 #include "frozen_flow/plan.h"
 
 namespace flowinv {

@@ -10,7 +10,7 @@
 
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/place.h"
+#include "common/execution.h"
 #include "frozen_flow/mixing.h"
 #include "frozen_flow/winograd.h"
 

@@ -26,6 +26,7 @@ AlignedArray<T> aligned_array(std::int64_t count) {
 // How the numbers of a convolution are multiplied. kFloat32 on CUDA: a tf32 product and two of the
 // parts that tf32 leaves off.
 enum class Precision : int { kFloat32 = 0, kTf32 = 1, kBFloat16 = 2 };
+constexpr const char* kPrecisionNames[] = {"fp32", "tf32", "bf16"};
 
 // Whether this machine and build multiply in bf16 on the CPU.
 bool cpu_bf16();

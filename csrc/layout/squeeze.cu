@@ -12,10 +12,10 @@
 namespace flowinv {
 namespace cuda {
 
-void squeeze(const SqueezeParams& p, const Place& place) {
+void squeeze(const SqueezeParams& p, const Execution& execution) {
   for_word(p.element_size, [&](auto word) {
     for_each("squeeze", SqueezeBody<decltype(word)>{p}, p.batch * p.channels * p.height * p.width,
-             place);
+             execution);
   });
 }
 

@@ -6,9 +6,10 @@
 // `squeezed` is [B, 4C, H, W], `plain` is [B, C, 2H, 2W]; either is input, with any batch stride.
 #pragma once
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -59,6 +60,19 @@ struct SqueezeParams {
   std::int64_t in_stride;
   const void* in;
   void* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.flag("to_squeezed", squeeze);
+    f.size("batch", batch);
+    f.size("channels", channels);
+    f.size("height", height);
+    f.size("width", width);
+    f.require(channels % 4 == 0, "channels: expected a multiple of 4");
+    f.images("x", in, in_stride, batch, product(channels, height, width));
+    f.tensor("out", out, {batch, channels, height, width});
+    element_size = static_cast<int>(size_of(f.storage()));
+  }
 };
 
 // Moves element `index` of the output, whichever side that is.

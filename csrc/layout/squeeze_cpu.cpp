@@ -6,11 +6,11 @@
 namespace flowinv {
 namespace FI_ISA {
 
-void squeeze(const SqueezeParams& p, const Place& place) {
+void squeeze(const SqueezeParams& p, const Execution& execution) {
   for_word(p.element_size, [&](auto word) {
     using Word = decltype(word);
     const SqueezeMap map{p.channels, p.height, p.width};
-    for_ranges(p.batch * map.rows(), 2 * p.width, place.threads,
+    for_ranges(p.batch * map.rows(), 2 * p.width, execution.threads,
                [&](std::int64_t unit, std::int64_t end) {
                  for (; unit < end; ++unit) {
                    const std::int64_t b = unit / map.rows();

@@ -9,40 +9,39 @@
 // measured     never run on a GPU
 #include "noise/noise.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.cuh"
 
 namespace flowinv {
 namespace cuda {
+namespace {
 
-void random_bits(const RandomBitsParams& p, const Place& place) {
-  for_each("random_bits", RandomBitsBody{p}, (p.n + 3) / 4, place);
+template <class T>
+void gaussian_noise(const GaussianNoiseParams& p, const Execution& execution) {
+  for_each("gaussian_noise", GaussianNoiseBody<T>{p}, (p.batch * p.n + 3) / 4, execution);
 }
 
-void gaussian_noise(const GaussianNoiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each("gaussian_noise", GaussianNoiseBody<T>{p}, (p.batch * p.n + 3) / 4, place);
-  });
+template <class T>
+void structured_noise(const StructuredNoiseParams& p, const Execution& execution) {
+  const std::int64_t n = p.batch * p.channels * p.map.height * p.map.width;
+  for_each("structured_noise", StructuredNoiseBody<T>{p}, (n + 3) / 4, execution);
 }
 
-void structured_noise(const StructuredNoiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const std::int64_t n = p.batch * p.channels * p.map.height * p.map.width;
-    for_each("structured_noise", StructuredNoiseBody<T>{p}, (n + 3) / 4, place);
-  });
+template <class T>
+void digit_overlay(const DigitsParams& p, const Execution& execution) {
+  for_each("place_digits", PlaceDigitsBody{p}, p.grid.batch * p.grid.count, execution);
+  const PatchSumBody<T> sum{p.grid, p.bank, p.index, p.places, p.out};
+  for_each("digit_overlay", sum, p.grid.pixels(), execution);
 }
 
-void digit_overlay(const DigitsParams& p, const Place& place) {
-  for_each("place_digits", PlaceDigitsBody{p}, p.batch * p.count, place);
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each("digit_overlay", DigitOverlayBody<T>{p}, p.batch * p.channels * p.height * p.width,
-             place);
-  });
+}  // namespace
+
+void random_bits(const RandomBitsParams& p, const Execution& execution) {
+  for_each("random_bits", RandomBitsBody{p}, (p.n + 3) / 4, execution);
 }
+
+FI_FLOAT_OP(gaussian_noise, GaussianNoiseParams)
+FI_FLOAT_OP(structured_noise, StructuredNoiseParams)
+FI_FLOAT_OP(digit_overlay, DigitsParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -11,10 +11,12 @@
 #pragma once
 
 #include "common/broadcast.h"
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
+#include "common/patch_sum.h"
 #include "common/philox.h"
-#include "common/place.h"
 #include "noise/sigma_maps.h"
 
 namespace flowinv {
@@ -23,6 +25,14 @@ struct RandomBitsParams {
   std::int64_t n;
   std::uint64_t seed, offset;
   std::int64_t* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("n", n);
+    f.word("seed", seed);
+    f.word("offset", offset);
+    f.tensor("out", out, {n});
+  }
 };
 
 struct RandomBitsBody {
@@ -48,6 +58,18 @@ struct GaussianNoiseParams {
   std::uint64_t seed, offset;
   Broadcast mean, sd;
   void* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("batch", batch);
+    f.size("n", n);
+    f.word("seed", seed);
+    f.word("offset", offset);
+    f.broadcast("mean", mean, batch, n);
+    f.broadcast("std", sd, batch, n);
+    f.tensor("out", out, {batch, n});
+    dtype = f.storage();
+  }
 };
 
 template <class T>
@@ -79,6 +101,25 @@ struct StructuredNoiseParams {
   const void* level;  // [B]
   const double* shape;  // [H W], the map's shape; null: computed where it is needed
   void* out;  // [B, C, H, W]
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.flag("map_only", map_only);
+    f.size("batch", batch);
+    f.size("channels", channels);
+    f.size("height", map.height);
+    f.size("width", map.width);
+    f.integer("kind", map.kind, 0, 3);
+    f.number("rate", map.rate);
+    f.number("floor", map.floor);
+    f.number("ceiling", map.ceiling);
+    f.word("seed", seed);
+    f.word("offset", offset);
+    f.tensor("level", level, {batch});
+    f.tensor("mean", mean, {map_only ? 0 : batch});
+    f.tensor("out", out, {batch, channels, map.height, map.width});
+    dtype = f.storage();
+  }
 };
 
 template <class T>
@@ -106,12 +147,34 @@ struct StructuredNoiseBody {
 
 struct DigitsParams {
   DType dtype;
-  std::int64_t batch, count, bank_size, patch_height, patch_width, channels, height, width;
+  PatchGrid grid;
+  std::int64_t bank_size;
   std::uint64_t seed, offset;
   const void* bank;  // [M, h, w]
   std::int64_t* index;  // [B, K], written by place_digits
   std::int64_t* places;  // [B, K, 3], written by place_digits
   void* out;  // [B, C, H, W]
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("batch", grid.batch);
+    f.size("count", grid.count);
+    f.size("bank_size", bank_size);
+    f.size("patch_height", grid.patch_height);
+    f.size("patch_width", grid.patch_width);
+    f.size("channels", grid.channels);
+    f.size("height", grid.height);
+    f.size("width", grid.width);
+    f.require(bank_size > 0 && grid.patch_height <= grid.height && grid.patch_width <= grid.width,
+              "bank: expected digits no larger than the image");
+    f.word("seed", seed);
+    f.word("offset", offset);
+    f.tensor("bank", bank, {bank_size, grid.patch_height, grid.patch_width});
+    f.tensor("index", index, {grid.batch, grid.count});
+    f.tensor("places", places, {grid.batch, grid.count, 3});
+    f.tensor("out", out, {grid.batch, grid.channels, grid.height, grid.width});
+    dtype = f.storage();
+  }
 };
 
 struct PlaceDigitsBody {
@@ -119,35 +182,15 @@ struct PlaceDigitsBody {
 
   FI_HD void operator()(std::int64_t patch) const {
     const PhiloxBlock bits = philox(p.seed, p.offset, std::uint64_t(patch));
-    const std::int64_t sizes[4] = {p.bank_size, p.channels, p.height - p.patch_height + 1,
-                                   p.width - p.patch_width + 1};
+    const std::int64_t sizes[4] = {p.bank_size, p.grid.channels,
+                                   p.grid.height - p.grid.patch_height + 1,
+                                   p.grid.width - p.grid.patch_width + 1};
     std::int64_t drawn[4];
     FI_UNROLL
     for (int i = 0; i < 4; ++i) drawn[i] = (std::int64_t(bits.lane[i]) * sizes[i]) >> 32;
     p.index[patch] = drawn[0];
     FI_UNROLL
     for (int i = 0; i < 3; ++i) p.places[3 * patch + i] = drawn[i + 1];
-  }
-};
-
-template <class T>
-struct DigitOverlayBody {
-  DigitsParams p;
-
-  FI_HD void operator()(std::int64_t at) const {
-    const std::int64_t x = at % p.width, y = at / p.width % p.height;
-    const std::int64_t c = at / (p.width * p.height) % p.channels;
-    const std::int64_t b = at / (p.width * p.height * p.channels);
-    Acc<T> sum = 0;
-    for (std::int64_t k = 0; k < p.count; ++k) {
-      const std::int64_t patch = b * p.count + k;
-      const std::int64_t* place = p.places + 3 * patch;
-      const std::int64_t i = y - place[1], j = x - place[2];
-      if (place[0] == c && i >= 0 && i < p.patch_height && j >= 0 && j < p.patch_width)
-        sum += load(static_cast<const T*>(p.bank) +
-                    (p.index[patch] * p.patch_height + i) * p.patch_width + j);
-    }
-    store(static_cast<T*>(p.out) + at, sum);
   }
 };
 

@@ -5,7 +5,6 @@
 #include "noise/noise.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "common/image_reduce.h"
@@ -63,9 +62,9 @@ void for_normals(std::uint64_t seed, std::uint64_t offset, std::int64_t batch, s
 }
 
 template <class T>
-void gaussian(const GaussianNoiseParams& p, const Place& place) {
+void gaussian_noise(const GaussianNoiseParams& p, const Execution& execution) {
   using A = Acc<T>;
-  for_normals<A>(p.seed, p.offset, p.batch, p.n, place.threads,
+  for_normals<A>(p.seed, p.offset, p.batch, p.n, execution.threads,
                  [&](std::int64_t b, std::int64_t i, std::int64_t count, const A* normals) {
                    A mean[kChunk], sd[kChunk];
                    p.mean.template copy<T>(b, i, count, mean);
@@ -79,10 +78,10 @@ void gaussian(const GaussianNoiseParams& p, const Place& place) {
 
 // p.shape is given; a plane of a channel is a run of its own.
 template <class T>
-void structured(const StructuredNoiseParams& p, const Place& place) {
+void structured(const StructuredNoiseParams& p, const Execution& execution) {
   using A = Acc<T>;
   const std::int64_t plane = p.map.height * p.map.width;
-  for_normals<A>(p.seed, p.offset, p.batch * p.channels, plane, place.threads,
+  for_normals<A>(p.seed, p.offset, p.batch * p.channels, plane, execution.threads,
                  [&](std::int64_t u, std::int64_t i, std::int64_t count, const A* normals) {
                    const A mean = load(static_cast<const T*>(p.mean) + u / p.channels);
                    const A level = load(static_cast<const T*>(p.level) + u / p.channels);
@@ -95,40 +94,34 @@ void structured(const StructuredNoiseParams& p, const Place& place) {
                  });
 }
 
-}  // namespace
-
-void random_bits(const RandomBitsParams& p, const Place& place) {
-  for_each(RandomBitsBody{p}, (p.n + 3) / 4, place.threads);
-}
-
-void gaussian_noise(const GaussianNoiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    gaussian<T>(p, place);
-  });
-}
-
-void structured_noise(const StructuredNoiseParams& p, const Place& place) {
+template <class T>
+void structured_noise(const StructuredNoiseParams& p, const Execution& execution) {
   StructuredNoiseParams params = p;
   std::vector<double> shape(p.map.height * p.map.width);
   for (std::int64_t i = 0; i < std::int64_t(shape.size()); ++i)
     shape[i] = p.map.shape(i / p.map.width, i % p.map.width);
   params.shape = shape.data();
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (!p.map_only) return structured<T>(params, place);
-    const std::int64_t n = p.batch * p.channels * std::int64_t(shape.size());
-    for_each(StructuredNoiseBody<T>{params}, (n + 3) / 4, place.threads);
-  });
+  if (!p.map_only) return structured<T>(params, execution);
+  const std::int64_t n = p.batch * p.channels * std::int64_t(shape.size());
+  for_each(StructuredNoiseBody<T>{params}, (n + 3) / 4, execution.threads);
 }
 
-void digit_overlay(const DigitsParams& p, const Place& place) {
-  for_each(PlaceDigitsBody{p}, p.batch * p.count, place.threads);
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each(DigitOverlayBody<T>{p}, p.batch * p.channels * p.height * p.width, place.threads);
-  });
+template <class T>
+void digit_overlay(const DigitsParams& p, const Execution& execution) {
+  for_each(PlaceDigitsBody{p}, p.grid.batch * p.grid.count, execution.threads);
+  const PatchSumBody<T> sum{p.grid, p.bank, p.index, p.places, p.out};
+  for_each(sum, p.grid.pixels(), execution.threads);
 }
+
+}  // namespace
+
+void random_bits(const RandomBitsParams& p, const Execution& execution) {
+  for_each(RandomBitsBody{p}, (p.n + 3) / 4, execution.threads);
+}
+
+FI_FLOAT_OP(gaussian_noise, GaussianNoiseParams)
+FI_FLOAT_OP(structured_noise, StructuredNoiseParams)
+FI_FLOAT_OP(digit_overlay, DigitsParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

@@ -17,6 +17,8 @@
 namespace flowinv {
 
 enum class SigmaKind : int { kConstant = 0, kSinusoidalExp = 1, kSinusoidalExpm1 = 2, kRadial = 3 };
+constexpr const char* kSigmaKindNames[] = {"constant", "sinusoidal_exp", "sinusoidal_expm1",
+                                           "radial"};
 
 struct SigmaMap {
   SigmaKind kind;
@@ -30,7 +32,7 @@ struct SigmaMap {
       const double dy = double(row - (height - 1) / 2), dx = double(column - (width - 1) / 2);
       return math::exp(-rate * (dy * dy + dx * dx));
     }
-    const double wave = math::exp(::sin(6.283185307179586476925 / rate * double(row)));
+    const double wave = math::exp(::sin(math::kTwoPi / rate * double(row)));
     return kind == SigmaKind::kSinusoidalExp ? wave / 2.718281828459045235360
                                              : (wave - 1.0) / 1.718281828459045235360;
   }

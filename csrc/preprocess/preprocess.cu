@@ -14,36 +14,34 @@ namespace cuda {
 namespace {
 
 template <class T, bool kDecode>
-void logit(const LogitParams& p, const Place& place) {
+void logit(const LogitParams& p, const Execution& execution) {
   image_reduce("logit", LogitBody<T, kDecode>(p), p.batch, p.n,
                static_cast<const Acc<T>*>(p.logdet_in), static_cast<Acc<T>*>(p.logdet_out),
-               static_cast<Acc<T>*>(p.partials), place);
+               static_cast<Acc<T>*>(p.partials), execution);
+}
+
+template <class T>
+void logit(const LogitParams& p, const Execution& execution) {
+  p.decode ? logit<T, true>(p, execution) : logit<T, false>(p, execution);
+}
+
+template <class T>
+void logit_backward(const LogitBackwardParams& p, const Execution& execution) {
+  const std::int64_t n = p.batch * p.n;
+  p.decode ? for_each("logit_backward", LogitBackwardBody<T, true>(p), n, execution)
+           : for_each("logit_backward", LogitBackwardBody<T, false>(p), n, execution);
+}
+
+template <class T>
+void dequantise(const DequantiseParams& p, const Execution& execution) {
+  for_each("dequantise", DequantiseBody<T>{p}, (p.n + 3) / 4, execution);
 }
 
 }  // namespace
 
-void logit(const LogitParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    p.decode ? logit<T, true>(p, place) : logit<T, false>(p, place);
-  });
-}
-
-void logit_backward(const LogitBackwardParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const std::int64_t n = p.batch * p.n;
-    p.decode ? for_each("logit_backward", LogitBackwardBody<T, true>(p), n, place)
-             : for_each("logit_backward", LogitBackwardBody<T, false>(p), n, place);
-  });
-}
-
-void dequantise(const DequantiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each("dequantise", DequantiseBody<T>{p}, (p.n + 3) / 4, place);
-  });
-}
+FI_FLOAT_OP(logit, LogitParams)
+FI_FLOAT_OP(logit_backward, LogitBackwardParams)
+FI_FLOAT_OP(dequantise, DequantiseParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -10,10 +10,10 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
 #include "common/philox.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -54,6 +54,20 @@ struct LogitParams {
   void* out;
   void* logdet_out;
   void* partials;  // [B, tiles], CUDA only
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.flag("decode", decode);
+    f.size("batch", batch);
+    f.size("n", n);
+    f.number("alpha", alpha);
+    f.tensor("x", in, {batch, n});
+    f.sums("logdet", logdet_in, {batch});
+    f.tensor("out", out, {batch, n});
+    f.sums("logdet_out", logdet_out, {batch});
+    f.partials("partials", partials, batch, n);
+    dtype = f.storage();
+  }
 };
 
 template <class T, bool kDecode>
@@ -81,6 +95,19 @@ struct LogitBackwardParams {
   const void* grad_logdet;
   const void* in;
   void* grad_in;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.flag("decode", decode);
+    f.size("batch", batch);
+    f.size("n", n);
+    f.number("alpha", alpha);
+    f.tensor("grad_out", grad_out, {batch, n});
+    f.sums("grad_logdet", grad_logdet, {batch});
+    f.tensor("x", in, {batch, n});
+    f.tensor("grad_in", grad_in, {batch, n});
+    dtype = f.storage();
+  }
 };
 
 template <class T, bool kDecode>
@@ -107,6 +134,17 @@ struct DequantiseParams {
   std::uint64_t seed, offset;
   const void* in;
   void* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("n", n);
+    f.integer("levels", levels, 2, 1 << 24);
+    f.word("seed", seed);
+    f.word("offset", offset);
+    f.tensor("x", in, {n});
+    f.tensor("out", out, {n});
+    dtype = f.storage();
+  }
 };
 
 // One Philox block: four neighbouring elements.

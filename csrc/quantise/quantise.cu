@@ -5,19 +5,20 @@
 // measured     never run on a GPU
 #include "quantise/quantise.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.cuh"
 
 namespace flowinv {
 namespace cuda {
+namespace {
 
-void quantise(const QuantiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each("quantise", QuantiseBody<T>{p}, p.n, place);
-  });
+template <class T>
+void quantise(const QuantiseParams& p, const Execution& execution) {
+  for_each("quantise", QuantiseBody<T>{p}, p.n, execution);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(quantise, QuantiseParams)
 
 }  // namespace cuda
 }  // namespace flowinv

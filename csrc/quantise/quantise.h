@@ -8,9 +8,9 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -21,6 +21,17 @@ struct QuantiseParams {
   double low, high;
   const void* in;
   void* out;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("n", n);
+    f.integer("bits", bits, 1, 24);
+    f.number("low", low);
+    f.number("high", high);
+    f.tensor("x", in, {n});
+    f.tensor("out", out, {n});
+    dtype = f.storage();
+  }
 };
 
 template <class T>

@@ -1,19 +1,20 @@
 // CPU loop of the quantiser.
 #include "quantise/quantise.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.h"
 
 namespace flowinv {
 namespace FI_ISA {
+namespace {
 
-void quantise(const QuantiseParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each(QuantiseBody<T>{p}, p.n, place.threads);
-  });
+template <class T>
+void quantise(const QuantiseParams& p, const Execution& execution) {
+  for_each(QuantiseBody<T>{p}, p.n, execution.threads);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(quantise, QuantiseParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

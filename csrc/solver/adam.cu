@@ -6,20 +6,21 @@
 // measured     never run on a GPU
 #include "solver/adam.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.cuh"
 
 namespace flowinv {
 namespace cuda {
+namespace {
 
-void adam_step(const AdamParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_each("adam_step", AdamBody<T>{p}, p.batch * p.n, place);
-    for_each("adam_best_loss", BestLossBody<T>{p}, p.batch, place);
-  });
+template <class T>
+void adam_step(const AdamParams& p, const Execution& execution) {
+  for_each("adam_step", AdamBody<T>{p}, p.batch * p.n, execution);
+  for_each("adam_best_loss", BestLossBody<T>{p}, p.batch, execution);
 }
+
+}  // namespace
+
+FI_FLOAT_OP(adam_step, AdamParams)
 
 }  // namespace cuda
 }  // namespace flowinv

@@ -10,9 +10,9 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/execution.h"
 #include "common/macros.h"
 #include "common/math.h"
-#include "common/place.h"
 
 namespace flowinv {
 
@@ -29,6 +29,37 @@ struct AdamParams {
   const bool* active;
   const double* rates;
   double beta1, beta2, eps;
+
+  template <class Fields>
+  void fields(Fields& f) {
+    f.size("batch", batch);
+    f.size("n", n);
+    f.tensor("x", x, {batch, n});
+    f.tensor("grad", grad, {batch, n});
+    f.tensor("exp_avg", exp_avg, {batch, n});
+    f.tensor("exp_avg_sq", exp_avg_sq, {batch, n});
+    f.tensor("best", best, {batch, n});
+    f.sums("loss", loss, {batch});
+    f.sums("best_loss", best_loss, {batch});
+    f.tensor("active", active, {batch});
+    f.tensor("rates", rates, {2});
+    f.number("beta1", beta1);
+    f.number("beta2", beta2);
+    f.number("eps", eps);
+    dtype = f.storage();
+  }
+
+  // Whether a step moves an image.
+  template <class A>
+  FI_HD bool moves(std::int64_t b) const {
+    const A value = static_cast<const A*>(loss)[b];
+    return active[b] && value - value == A(0);
+  }
+  // Whether an image is at the best place so far.
+  template <class A>
+  FI_HD bool improves(std::int64_t b) const {
+    return static_cast<const A*>(loss)[b] < static_cast<const A*>(best_loss)[b];
+  }
 };
 
 // The formula: updates m and v, returns the new x.
@@ -57,12 +88,11 @@ struct AdamBody {
   FI_HD void operator()(std::int64_t at) const {
     using A = Acc<T>;
     const std::int64_t b = at / p.n;
-    const A loss = static_cast<const A*>(p.loss)[b];
-    if (!p.active[b] || !(loss - loss == A(0))) return;
+    if (!p.template moves<A>(b)) return;
     T* x = static_cast<T*>(p.x) + at;
     T* avg = static_cast<T*>(p.exp_avg) + at;
     T* avg_sq = static_cast<T*>(p.exp_avg_sq) + at;
-    if (loss < static_cast<const A*>(p.best_loss)[b]) static_cast<T*>(p.best)[at] = *x;
+    if (p.template improves<A>(b)) static_cast<T*>(p.best)[at] = *x;
     A m = load(avg), v = load(avg_sq);
     store(x, Adam<A>(p).step(load(x), load(static_cast<const T*>(p.grad) + at), m, v));
     store(avg, m);
@@ -77,9 +107,8 @@ struct BestLossBody {
 
   FI_HD void operator()(std::int64_t b) const {
     using A = Acc<T>;
-    const A loss = static_cast<const A*>(p.loss)[b];
-    A* best = static_cast<A*>(p.best_loss) + b;
-    if (p.active[b] && loss - loss == A(0) && loss < *best) *best = loss;
+    if (p.template moves<A>(b) && p.template improves<A>(b))
+      static_cast<A*>(p.best_loss)[b] = static_cast<const A*>(p.loss)[b];
   }
 };
 

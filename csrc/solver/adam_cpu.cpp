@@ -1,8 +1,6 @@
 // CPU loop of the Adam step: one pass over an image's elements.
 #include "solver/adam.h"
 
-#include <type_traits>
-
 #include "common/image_reduce.h"
 
 namespace flowinv {
@@ -12,15 +10,13 @@ namespace {
 template <class T>
 void one_image(const AdamParams& p, std::int64_t b) {
   using A = Acc<T>;
-  const A loss = static_cast<const A*>(p.loss)[b];
-  if (!p.active[b] || !(loss - loss == A(0))) return;
+  if (!p.template moves<A>(b)) return;
   T* x = static_cast<T*>(p.x) + b * p.n;
   T* avg = static_cast<T*>(p.exp_avg) + b * p.n;
   T* avg_sq = static_cast<T*>(p.exp_avg_sq) + b * p.n;
   const T* grad = static_cast<const T*>(p.grad) + b * p.n;
-  A& best_loss = static_cast<A*>(p.best_loss)[b];
-  if (loss < best_loss) {
-    best_loss = loss;
+  if (p.template improves<A>(b)) {
+    static_cast<A*>(p.best_loss)[b] = static_cast<const A*>(p.loss)[b];
     std::copy(x, x + p.n, static_cast<T*>(p.best) + b * p.n);
   }
   const Adam<A> adam(p);
@@ -34,17 +30,17 @@ void one_image(const AdamParams& p, std::int64_t b) {
   }
 }
 
-}  // namespace
-
-void adam_step(const AdamParams& p, const Place& place) {
-  for_float_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    // Whole images: what is the same for an image is decided once, and the rest vectorises.
-    for_ranges(p.batch, p.n, place.threads, [&](std::int64_t b, std::int64_t end) {
-      for (; b < end; ++b) one_image<T>(p, b);
-    });
+template <class T>
+void adam_step(const AdamParams& p, const Execution& execution) {
+  // Whole images: what is the same for an image is decided once, and the rest vectorises.
+  for_ranges(p.batch, p.n, execution.threads, [&](std::int64_t b, std::int64_t end) {
+    for (; b < end; ++b) one_image<T>(p, b);
   });
 }
+
+}  // namespace
+
+FI_FLOAT_OP(adam_step, AdamParams)
 
 }  // namespace FI_ISA
 }  // namespace flowinv

@@ -24,7 +24,7 @@
 #include <string>
 #include <vector>
 
-#include "common/place.h"
+#include "common/execution.h"
 
 #define __global__
 #define __device__
@@ -56,7 +56,7 @@ struct Fiber {
   Wait wait;
   int line;  // where it waits
   unsigned char offered[24];  // what it hands to its next shuffle
-  unsigned char exchanged[24];  // what it handed to the last one that took place
+  unsigned char exchanged[24];  // what it handed to the last one that took execution
 };
 
 struct Block {
@@ -169,8 +169,8 @@ inline void run_block(const char* kernel) {
 }  // namespace shim
 
 template <class... Formal, class... Actual>
-void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned threads, const Place&,
-            Actual... arguments) {
+void launch(const char* name, void (*kernel)(Formal...), dim3 grid, unsigned threads,
+            const Execution&, Actual... arguments) {
   shim::Block& b = shim::block();
   auto call = [&] { kernel(arguments...); };
   b.size = threads;

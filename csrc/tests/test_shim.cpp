@@ -8,8 +8,8 @@
 #include "common/reduce.cuh"
 
 using flowinv::block_sum;
+using flowinv::Execution;
 using flowinv::launch;
-using flowinv::Place;
 
 namespace {
 
@@ -81,7 +81,7 @@ bool found(void (*kernel)(const float*, float*)) {
   for (int trial = 0; trial < 20; ++trial) {
     float out[kBlocks];
     try {
-      launch("kernel", kernel, dim3(kBlocks), kThreads, Place{}, in.data(), out);
+      launch("kernel", kernel, dim3(kBlocks), kThreads, Execution{}, in.data(), out);
     } catch (const std::logic_error&) {
       return true;
     }

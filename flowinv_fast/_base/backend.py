@@ -9,20 +9,11 @@ import warnings
 import torch
 from torch import Tensor
 
+from .constants import FALLBACK, Constants
 from .errors import ArgumentError
 from .tensors import accumulate_dtype
 
 _CHOICES = ("auto", "cuda", "cpu", "torch")
-_DTYPES = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.bfloat16: 2,
-    torch.float16: 3,
-    torch.int64: 4,
-    torch.bool: 5,
-}
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_TILE = 1024  # elements per partial sum, kTile of csrc/common/image_reduce.h
 
 choice = os.environ.get("FLOWINV_BACKEND", "auto").lower()
 if choice not in _CHOICES:
@@ -37,8 +28,12 @@ except ImportError as error:
             f"({error}). Install the package with 'pip install .' (or 'pip install -e .' to work "
             "inside its source tree); FLOWINV_BACKEND=torch runs without it, slowly."
         ) from error
-    _C = None
+    _C = None  # type: ignore[assignment]
 
+constants = FALLBACK if _C is None else Constants(**_C.constants)
+DTYPES = {getattr(torch, name): code for name, code in constants.dtypes.items()}
+PRECISIONS = tuple(constants.precisions)
+TensorArg = tuple[int, int, int]  # address, number of elements, dtype code
 _warned = False
 
 
@@ -60,10 +55,9 @@ def native(tensor: Tensor) -> bool:
     if kind == "cuda" and _C.build_info["cuda"]:
         return True
     if choice == "cuda":
-        raise ArgumentError(
-            "FLOWINV_BACKEND", "build", "a build with CUDA (FLOWINV_BACKEND=cuda)",
-            f"one without: {_C.build_info['cpu_only_reason']}",
-        )  # fmt: skip
+        wanted = "a build with CUDA (FLOWINV_BACKEND=cuda)"
+        got = f"one without: {_C.build_info['cpu_only_reason']}"
+        raise ArgumentError("FLOWINV_BACKEND", "build", wanted, got)
     _warn_once(kind)
     return False
 
@@ -76,22 +70,14 @@ def _warn_once(kind: str) -> None:
         warnings.warn(f"flowinv_fast: {kind} tensors run on plain torch: {reason}", stacklevel=4)
 
 
-def arg(tensor: Tensor | None) -> tuple[int, int, int]:
-    """A tensor as the compiled module takes it; the caller keeps it alive."""
+def arg(tensor: Tensor | None) -> TensorArg:
+    """A dense tensor as the compiled module takes it; the caller keeps it alive."""
     if tensor is None:
         return (0, 0, 0)
-    return (tensor.data_ptr(), tensor.numel(), _DTYPES[tensor.dtype])
+    return (tensor.data_ptr(), tensor.numel(), DTYPES[tensor.dtype])
 
 
-def span(tensor: Tensor) -> tuple[int, int, int]:
-    """Like ``arg`` for a strided view: counts the elements up to the last one it reaches."""
-    if tensor.numel() == 0:
-        return (0, 0, _DTYPES[tensor.dtype])
-    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
-    return (tensor.data_ptr(), reach, _DTYPES[tensor.dtype])
-
-
-def place(tensor: Tensor) -> tuple[int, int, int]:
+def execution(tensor: Tensor) -> tuple[int, int, int]:
     """(CUDA device or -1, CPU threads, CUDA stream) for work beside this tensor."""
     if tensor.device.type == "cuda":
         index = tensor.device.index
@@ -99,15 +85,9 @@ def place(tensor: Tensor) -> tuple[int, int, int]:
     return (-1, torch.get_num_threads(), 0)
 
 
-def batch_view(x: Tensor) -> Tensor:
-    """x with any stride between images and dense images: a copy only where that fails."""
-    dense = x[:1].is_contiguous() if x.shape[0] > 0 else True
-    return x if dense and (x.shape[0] < 2 or x.stride(0) >= x[0].numel()) else x.contiguous()
-
-
 def partials(batch: int, n: int, like: Tensor) -> Tensor | None:
     """Workspace for the sums over an image of n elements; None where none is needed."""
-    tiles = (n + _TILE - 1) // _TILE
+    tiles = (n + constants.tile - 1) // constants.tile
     if like.device.type == "cpu" or tiles <= 1:
         return None
     return like.new_empty(batch * tiles, dtype=accumulate_dtype(like.dtype))

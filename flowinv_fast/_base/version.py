@@ -1,4 +1,4 @@
-"""The version, from the metadata of the installed package."""
+"""The version, from the metadata of the installed package; pyproject.toml alone states it."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     VERSION = version("flowinv_fast")
 except PackageNotFoundError:  # running from a source tree that was never installed
-    VERSION = "0.1.0"
+    VERSION = "unknown"

@@ -21,8 +21,9 @@ def bm3d(y: Tensor, std: float | Tensor) -> Tensor:
         ImportError: deepinv or ptwt is missing (``pip install 'flowinv_fast[baselines]'``).
     """
     good = isinstance(y, Tensor) and y.dim() == 4 and y.is_floating_point()
-    require(good and min(y.shape[2:]) >= 8, "bm3d", "y", "images (B, C, H, W) of 8 x 8 or more",
-            getattr(y, "shape", type(y)))  # fmt: skip
+    good = good and min(y.shape[2:]) >= 8
+    wanted = "images (B, C, H, W) of 8 x 8 or more"
+    require(good, "bm3d", "y", wanted, getattr(y, "shape", type(y)))
     wanted = f"a number of at least 0, or ({y.shape[0]},)"
     try:
         levels = torch.as_tensor(std, dtype=torch.float64)

@@ -37,6 +37,10 @@ def lasso_dct(
         Images (B, C, H, W) like y.
     Raises:
         ArgumentError: alpha or steps out of range, or y unlike what the operator makes of images.
+
+    >>> same = lambda x: x
+    >>> lasso_dct(torch.zeros(3, 1, 4, 4), same, same, (1, 4, 4), alpha=0.01, steps=2).shape
+    torch.Size([3, 1, 4, 4])
     """
     good = isinstance(y, Tensor) and y.is_floating_point() and y.dim() >= 2
     require(good, "lasso_dct", "y", "a floating-point tensor (B, ...)", type(y).__name__)
@@ -49,8 +53,8 @@ def lasso_dct(
     to_coefficients = lambda x: transform(scipy.fft.dctn, x)
     with torch.no_grad():
         made = operator(y.new_zeros(1, *shape)).shape[1:]
-        require(y.shape[1:] == made, "lasso_dct", "y", f"(B, {', '.join(map(str, made))})",
-                tuple(y.shape))  # fmt: skip
+        wanted = f"(B, {', '.join(map(str, made))})"
+        require(y.shape[1:] == made, "lasso_dct", "y", wanted, tuple(y.shape))
         if len(y) == 0:
             return y.new_zeros(0, *shape)
         target = (y - mean).double().cpu()

@@ -30,12 +30,16 @@ def wiener(
     Raises:
         ArgumentError: fewer than two images, y unlike what the operator makes of them, or a std
             that is negative or differs between images.
+
+    >>> images = torch.rand(9, 1, 2, 2)
+    >>> wiener(torch.zeros(3, 1, 2, 2), lambda x: x, images, torch.tensor(0.1)).shape
+    torch.Size([3, 1, 2, 2])
     """
     good = isinstance(y, Tensor) and y.is_floating_point() and y.dim() >= 2
     require(good, "wiener", "y", "a floating-point tensor (B, ...)", type(y).__name__)
     good = isinstance(images, Tensor) and images.dim() == 4 and len(images) >= 2
-    require(good, "wiener", "images", "two images (K, C, H, W) or more",
-            getattr(images, "shape", type(images)))  # fmt: skip
+    got = getattr(images, "shape", type(images))
+    require(good, "wiener", "images", "two images (K, C, H, W) or more", got)
     wanted = f"numbers >= 0, broadcastable to {(1, *y.shape[1:])}"
     try:
         noise = torch.as_tensor(std, dtype=torch.float64, device=y.device)
@@ -54,8 +58,8 @@ def wiener(
         columns = torch.cat([factor, ridge.sqrt() * torch.eye(size).to(factor)])
         measure = lambda x: operator(x.reshape(-1, *images.shape[1:]).to(y)).double().flatten(1)
         seen = measure(columns)  # rows of (A F^T)^T
-        require(seen.shape[1] == noise.numel(), "wiener", "y",
-                f"{seen.shape[1]} numbers per image", tuple(y.shape))  # fmt: skip
+        fits, wanted = seen.shape[1] == noise.numel(), f"{seen.shape[1]} numbers per image"
+        require(fits, "wiener", "y", wanted, tuple(y.shape))
         covariance = seen.T @ seen + torch.diag(noise.square())
         residual = (y - mean).double().flatten(1) - measure(mu[None])
         weights = torch.linalg.solve(covariance, residual.T).T

@@ -41,22 +41,22 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
     if path.is_dir():
         return _load_folder(path, size)
     images = _load_npy(path) if path.suffix == ".npy" else _load_idx(path)
-    require(
-        size is None or tuple(images.shape[1:]) == tuple(size), "load_images", "path",
-        f"images of size {size}", f"{path} with images of size {tuple(images.shape[1:])}",
-    )  # fmt: skip
+    found = tuple(images.shape[1:])
+    good = size is None or found == tuple(size)
+    got = f"{path} with images of size {found}"
+    require(good, "load_images", "path", f"images of size {size}", got)
     return images
 
 
 def require_images(
-    function: str, argument: str, images: Any, shape: tuple[int, int, int], least: int = 1
+    function: str, argument: str, images: Any, shape: tuple[int, ...], least: int = 1
 ) -> None:
     """Refuse anything but at least so many uint8 images (N, C, H, W) of this shape."""
     wanted = f"uint8 of shape (N, {', '.join(map(str, shape))}), N at least {least}"
     require(isinstance(images, Tensor), function, argument, wanted, type(images).__name__)
     good = images.dtype == torch.uint8 and tuple(images.shape[1:]) == tuple(shape)
-    require(good and len(images) >= least, function, argument, wanted,
-            f"{images.dtype} of shape {tuple(images.shape)}")  # fmt: skip
+    got = f"{images.dtype} of shape {tuple(images.shape)}"
+    require(good and len(images) >= least, function, argument, wanted, got)
 
 
 def _load_idx(path: Path) -> Tensor:
@@ -74,8 +74,9 @@ def _load_idx(path: Path) -> Tensor:
     require(good, "load_images", "path", wanted, str(path))
     count, height, width = np.frombuffer(raw, ">u4", 3, 4).astype(int).tolist()
     complete = len(raw) == 16 + count * height * width
-    require(complete, "load_images", "path", f"{count} images of {height} x {width}",
-            f"{path} with {len(raw) - 16} bytes of data")  # fmt: skip
+    wanted = f"{count} images of {height} x {width}"
+    got = f"{path} with {len(raw) - 16} bytes of data"
+    require(complete, "load_images", "path", wanted, got)
     data = np.frombuffer(raw, np.uint8, offset=16).reshape(count, 1, height, width)
     return torch.from_numpy(data.copy())
 
@@ -135,10 +136,8 @@ def _fit(picture: Image.Image, size: tuple[int, int, int]) -> np.ndarray:
     scale = max(height / picture.height, width / picture.width)
     box_height, box_width = height / scale, width / scale
     top, left = (picture.height - box_height) / 2, (picture.width - box_width) / 2
-    picture = picture.resize(
-        (width, height), Image.Resampling.LANCZOS,
-        box=(left, top, left + box_width, top + box_height),
-    )  # fmt: skip
+    box = (left, top, left + box_width, top + box_height)
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
     array = np.asarray(picture)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 

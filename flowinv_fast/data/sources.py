@@ -12,10 +12,8 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import is_whole, require
+from .._base.tensors import Stream
 from .images import open_pictures, require_images
-
-# Keys of the random streams of one seed, so that no two draw the same numbers.
-_CROPS, _FLIPS = 2 << 40, 3 << 40
 
 
 class Stored:
@@ -31,8 +29,8 @@ class Stored:
 
     def __init__(self, images: Tensor, flips: bool = False, seed: int = 0):
         good = isinstance(images, Tensor) and images.dim() == 4
-        require(good, "Stored", "images", "uint8 of shape (N, C, H, W)",
-                getattr(images, "shape", type(images).__name__))  # fmt: skip
+        got = getattr(images, "shape", type(images).__name__)
+        require(good, "Stored", "images", "uint8 of shape (N, C, H, W)", got)
         require_images("Stored", "images", images, images.shape[1:])
         self.images, self.flips, self.seed = images, flips, seed
         self.shape = tuple(images.shape[1:])
@@ -55,7 +53,8 @@ class Stored:
         images = self.images[self._order[1][position * size :][:size][part]]
         if not self.flips:
             return images
-        draws = _uniform(size, 1, self.seed + _FLIPS, step, images.device)[part, 0]
+        seed = Stream.FLIPS.of(self.seed)
+        draws = _uniform(size, 1, seed, step, images.device)[part, 0]
         return _flipped(images, draws[: len(images)])
 
     def describe(self) -> dict:
@@ -118,9 +117,9 @@ class Crops:
         picture = picture.convert("L" if self.shape[0] == 1 else "RGB")
         short = min(picture.size)
         sides = [s for s in self.sides if s <= short]
-        require(len(sides) > 0, "Crops", "folder",
-                f"pictures of at least {min(self.sides)} pixels a side",
-                f"one of {picture.width} x {picture.height}")  # fmt: skip
+        wanted = f"pictures of at least {min(self.sides)} pixels a side"
+        got = f"one of {picture.width} x {picture.height}"
+        require(len(sides) > 0, "Crops", "folder", wanted, got)
         levels = []
         for side in sides:
             size = [max(side, round(n * side / short)) for n in picture.size]
@@ -142,7 +141,8 @@ class Crops:
         """Crops of a step, uint8 (B, C, H, W); ``part`` of its ``size``."""
         _, height, width = self.shape
         device = self._pixels.device
-        which, top, left, flip = _uniform(size, 4, self.seed + _CROPS, step, device)[part].T
+        seed = Stream.CROPS.of(self.seed)
+        which, top, left, flip = _uniform(size, 4, seed, step, device)[part].T
         start, rows, columns = self._windows[(which * len(self._windows)).long()].T
         top = (top * (rows - height + 1)).long()
         left = (left * (columns - width + 1)).long()
@@ -160,8 +160,12 @@ class Crops:
 
     def describe(self) -> dict:
         """What must agree for a run to be continued."""
-        return {"crops_of": self.levels, "sides": self.sides, "flips": self.flips,
-                "epoch": self.epoch}  # fmt: skip
+        return {
+            "crops_of": self.levels,
+            "sides": self.sides,
+            "flips": self.flips,
+            "epoch": self.epoch,
+        }
 
 
 def _uniform(rows: int, columns: int, seed: int, step: int, device: torch.device) -> Tensor:

@@ -46,15 +46,16 @@ class WeightNormConv2d(nn.Module):
     def weight(self) -> Tensor:
         """The weight, (outputs, inputs, kernel, kernel)."""
         if self.direction.requires_grad or self.gain.requires_grad:
-            return self._fold()
+            return self.fold()
         key = (self.direction._version, self.gain._version, self.direction.data_ptr())
         if self._folded is None or self._folded[0] != key:
             with torch.no_grad():
-                folded = self._fold().contiguous(memory_format=torch.channels_last)
+                folded = self.fold().contiguous(memory_format=torch.channels_last)
             self._folded = (key, folded)
         return self._folded[1]
 
-    def _fold(self) -> Tensor:
+    def fold(self) -> Tensor:
+        """The weight computed anew, with its gradient to the parameters."""
         norm = self.direction.flatten(1).norm(dim=1).clamp_min(1e-12)
         return self.direction * (self.gain / norm).view(-1, 1, 1, 1)
 
@@ -137,7 +138,7 @@ def convolutions_of(conditioner: nn.Module) -> list[WeightNormConv2d] | None:
         found += [block.before, block.after]
     found.append(conditioner.last)
     known = (
-        unchanged(c, WeightNormConv2d, "forward", "weight", "_fold") and c.direction.shape[-1] == 3
+        unchanged(c, WeightNormConv2d, "forward", "weight", "fold") and c.direction.shape[-1] == 3
         for c in found
     )
     return found if all(known) else None

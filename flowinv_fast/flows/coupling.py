@@ -70,10 +70,8 @@ class AffineCoupling(Layer[Tensor]):
             seen = x.chunk(2, dim=1)[0]
         else:
             channels, height, width = x.shape[1:]
-            transformed = ops.reference.transformed_map(
-                channels, height, width, ops.MASKS[self.mask], device=x.device
-            )
-            seen = x.masked_fill(transformed, 0)
+            moved = ops.transformed_map(channels, height, width, self.mask, device=x.device)
+            seen = x.masked_fill(moved, 0)
         return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .._base.tensors import draw_seed
+from .._base.tensors import check_positive, draw_seed
 from ..protocols import Density, Freezable, missing, provides
-from .gaussian import check_positive
 
 Holder = TypeVar("Holder", "FlowNoise", "PlacedFlowNoise")
 

@@ -8,35 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._base.errors import require
-from .._base.tensors import draw_seed
-
-
-def as_like(value: float | Tensor, like: Tensor) -> Tensor:
-    """A number or tensor with the device and dtype of another tensor."""
-    if isinstance(value, Tensor):
-        return value.to(like)
-    # Filled where it lives: nothing is copied from the host, so a CUDA graph can hold it.
-    return torch.full((), float(value), dtype=like.dtype, device=like.device)
-
-
-def cut(value: float | Tensor, part: slice, shape: tuple[int, ...]) -> float | Tensor:
-    """A parameter for some images, of one for measurements of this shape.
-
-    It has a row per image if it has as many dimensions and rows as the measurements; any other
-    broadcasts and is the same for all images.
-    """
-    if isinstance(value, Tensor) and value.dim() == len(shape) and value.shape[0] == shape[0]:
-        return value[part]
-    return value
-
-
-def check_positive(function: str, argument: str, value: float | Tensor) -> None:
-    """Refuse anything but positive finite numbers."""
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    good = tensor.numel() > 0 and bool((tensor > 0).all()) and bool(torch.isfinite(tensor).all())
-    got = value if not isinstance(value, Tensor) else f"values from {tensor.min().item():g}"
-    require(good, function, argument, "positive finite numbers", got)
+from .._base.tensors import as_like, check_positive, cut, draw_seed
 
 
 class Gaussian:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .gaussian import Gaussian, check_positive, cut
+from .._base.tensors import check_positive, cut
+from .gaussian import Gaussian
 
 
 class _Patterned(Gaussian):

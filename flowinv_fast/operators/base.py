@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .._base.errors import require
-from ..noise.gaussian import as_like, cut
+from .._base.tensors import as_like, cut
 from ..protocols import Continuation, ForwardOperator, Initial, Linear, PerImage, provides
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,6 +38,7 @@ class Composition(Composable):
     Raises:
         ArgumentError: a part that cannot be called.
 
+    >>> import torch
     >>> f = Scale(2.0) @ Scale(3.0)
     >>> f.adjoint(f(torch.ones(1, 1, 1, 1))).item()
     36.0
@@ -131,6 +132,7 @@ class LinearOperator(Composable):
 class Identity(LinearOperator):
     """f(x) = x: denoising.
 
+    >>> import torch
     >>> Identity()(torch.ones(1, 1, 2, 2)).shape
     torch.Size([1, 1, 2, 2])
     """
@@ -151,6 +153,7 @@ class Scale(LinearOperator):
     Args:
         factor: a number, or a tensor that broadcasts to the images (B, C, H, W).
 
+    >>> import torch
     >>> Scale(0.5)(torch.ones(1, 1, 1, 1)).item()
     0.5
     """

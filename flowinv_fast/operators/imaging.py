@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._base.errors import require
-from ..noise.gaussian import as_like
+from .._base.tensors import as_like
 from .base import LinearOperator, with_rows
 
 

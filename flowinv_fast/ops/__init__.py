@@ -1,16 +1,19 @@
 """Operations: compiled kernels behind ``torch.library``, with fakes and autograd.
 
-Each has a CPU kernel, a CUDA kernel and a plain-torch twin in ``ops.reference``.
+Each has a CPU kernel, a CUDA kernel and, in the same file, a twin in plain torch: the specification
+that the kernels are tested against in float64, and the op itself where no kernel serves.
 """
 
-from . import reference
+from ._register import twin
 from .coupling import (
+    MASKS,
     affine_coupling_decode,
     affine_coupling_decode_,
     affine_coupling_encode,
     affine_coupling_encode_,
+    transformed_map,
 )
-from .density import gather_patches, gaussian_log_prob, scatter_patches, standard_normal_log_prob
+from .density import gaussian_log_prob, standard_normal_log_prob
 from .frozen_flow import (
     CouplingRecord,
     FactorOutRecord,
@@ -22,11 +25,12 @@ from .frozen_flow import (
     frozen_flow_encode,
 )
 from .layout import factor_in, factor_out, squeeze, unsqueeze
-from .noise import digit_overlay, gaussian_noise, random_bits, sigma_map, structured_noise
+from .noise import SIGMA_KINDS, digit_overlay, sigma_map, structured_noise
 from .optim import adam_rates, adam_step_
+from .patches import gather_patches, scatter_patches
+from .philox import gaussian_noise, random_bits
 from .preprocess import dequantise, logit_decode, logit_encode
 from .quantise import quantise_ste, sign_ste
-from .reference import MASKS, SIGMA_KINDS
 
 __all__ = [
     "MASKS",
@@ -56,12 +60,13 @@ __all__ = [
     "logit_encode",
     "quantise_ste",
     "random_bits",
-    "reference",
     "scatter_patches",
     "sigma_map",
     "sign_ste",
     "squeeze",
     "standard_normal_log_prob",
     "structured_noise",
+    "transformed_map",
+    "twin",
     "unsqueeze",
 ]

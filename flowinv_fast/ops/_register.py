@@ -1,4 +1,4 @@
-"""One way to make an operation: schema, implementation, fake, autograd."""
+"""One way to make an operation: schema, implementation, fake, autograd, and its twin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base.errors import ArgumentError
+from .._base import backend
+from ._kernel import Kernel, Sizes, _no_sizes
 
 _library = torch.library.Library("flowinv_fast", "FRAGMENT")
+_twins: dict[str, Callable] = {}
 
 
 def register(
@@ -18,6 +20,7 @@ def register(
     implementation: Callable,
     fake: Callable,
     *,
+    twin: Callable | None = None,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     vmap: Callable | None = None,
@@ -28,6 +31,7 @@ def register(
         schema: "name(Tensor x, ...) -> ...".
         implementation: called with real tensors on CPU or CUDA, gradients off.
         fake: same outputs as empty tensors.
+        twin: the same in plain torch, which ``twin(name)`` finds.
         setup_context, backward: as for ``torch.library.register_autograd``. An op without them
             gets an autograd formula that raises, so that a gradient can never be missing silently.
         vmap: as for ``torch.library.register_vmap``.
@@ -48,7 +52,66 @@ def register(
         )
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap, lib=_library)
+    if twin is not None:
+        _twins[name] = twin
     return getattr(torch.ops.flowinv_fast, name).default
+
+
+def register_kernel(
+    schema: str,
+    kernel: str,
+    twin: Callable,
+    outputs: Callable,
+    *,
+    sizes: Sizes = _no_sizes,
+    constants: dict[str, Any] | None = None,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+) -> Callable:
+    """An op that is one compiled kernel where there is one, and its twin elsewhere.
+
+    Args:
+        schema: "name(Tensor x, ...) -> (Tensor out, ...)", its names those of the kernel's struct.
+        kernel: name of the operation in the compiled module.
+        twin: the op in plain torch, with the same arguments.
+        outputs: the op's results as empty tensors, or None; serves as its fake too.
+        sizes, constants: what the arguments do not say of the kernel's struct, see ``Kernel``.
+        setup_context, backward: as for ``register``.
+    """
+    call = Kernel(kernel, schema, sizes, **(constants or {}))
+    first = schema.split("(", 1)[1].split(", ")
+    like = next(i for i, argument in enumerate(first) if argument.startswith("Tensor"))
+
+    def implementation(*arguments: Any) -> Any:
+        if not backend.native(arguments[like]):
+            return twin(*arguments)
+        results = outputs(*arguments)
+        if results is None:
+            call(arguments, ())
+        else:
+            call(arguments, results if isinstance(results, tuple) else (results,))
+        return results
+
+    return register(
+        schema,
+        implementation,
+        outputs,
+        twin=twin,
+        setup_context=setup_context,
+        backward=backward,
+    )
+
+
+def twin(name: str) -> Callable:
+    """The plain-torch twin of an op, by the op's name: what its kernels are tested against.
+
+    It takes the op's own arguments, is differentiable by ordinary autograd, runs on any device and
+    serves as the op where no compiled kernel does (``FLOWINV_BACKEND=torch``).
+
+    >>> twin("squeeze")(torch.zeros(1, 1, 4, 4)).shape
+    torch.Size([1, 4, 2, 2])
+    """
+    return _twins[name]
 
 
 def _no_gradient(name: str) -> Callable:
@@ -58,11 +121,15 @@ def _no_gradient(name: str) -> Callable:
     return backward
 
 
+def no_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    """For an op whose gradient needs nothing of its arguments."""
+
+
 def differentiate(function: Callable, tensors: int) -> dict[str, Callable]:
-    """Autograd of an op by differentiating its reference: for second derivatives.
+    """Autograd of an op by differentiating its twin: for second derivatives.
 
     Args:
-        function: the reference twin, called with the op's arguments.
+        function: the twin, called with the op's arguments.
         tensors: how many leading arguments are tensors; the others get no gradient.
     Returns:
         setup_context and backward, as ``register`` takes them.
@@ -82,49 +149,14 @@ def differentiate(function: Callable, tensors: int) -> dict[str, Callable]:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             pairs = [(o, g) for o, g in zip(outputs, gradients) if o.requires_grad]
             grads = torch.autograd.grad(
-                [o for o, _ in pairs], [inputs[i] for i in wanted], [g for _, g in pairs],
-                allow_unused=True, create_graph=True,
-            )  # fmt: skip
+                [o for o, _ in pairs],
+                [inputs[i] for i in wanted],
+                [g for _, g in pairs],
+                allow_unused=True,
+                create_graph=True,
+            )
         for i, grad in zip(wanted, grads):
             results[i] = grad
         return tuple(results)
 
     return {"setup_context": setup_context, "backward": backward}
-
-
-# Conditions first, messages only where one fails: making them costs more than a small kernel.
-
-
-def check_float(function: str, argument: str, tensor: Any, rank: int | None = None) -> None:
-    """Refuse anything but a floating-point tensor, of this rank if given."""
-    from .._base.backend import FLOATS
-
-    wanted = "a float32, float64, bfloat16 or float16 tensor"
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(function, argument, wanted, type(tensor).__name__)
-    if tensor.dtype not in FLOATS:
-        raise ArgumentError(function, argument, wanted, tensor.dtype)
-    if rank is not None and tensor.dim() != rank:
-        wanted = f"a tensor of {rank} dimensions"
-        raise ArgumentError(function, argument, wanted, f"shape {tuple(tensor.shape)}")
-
-
-def check_like(
-    function: str,
-    argument: str,
-    tensor: Any,
-    like: Tensor,
-    shape: tuple[int, ...] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Refuse a tensor on another device, or of another dtype or shape than wanted."""
-    dtype = dtype or like.dtype
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(function, argument, "a tensor", type(tensor).__name__)
-    if tensor.dtype != dtype:
-        raise ArgumentError(function, argument, f"dtype {dtype}", tensor.dtype)
-    if tensor.device != like.device:
-        raise ArgumentError(function, argument, f"device {like.device}", tensor.device)
-    if shape is not None and tensor.shape != shape:
-        wanted = f"shape {tuple(shape)}"
-        raise ArgumentError(function, argument, wanted, tuple(tensor.shape))

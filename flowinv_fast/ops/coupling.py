@@ -1,4 +1,14 @@
-"""Fused affine coupling: mask, s = gain tanh(raw), transform and log-determinant in one pass."""
+"""Fused affine coupling: mask, s = gain tanh(raw), transform and log-determinant in one pass.
+
+On the transformed elements, with s = gain tanh(raw_s):
+
+    encode: z = x exp(s) + t, log|det dz/dx| = sum s
+    decode: x = (z - t) exp(-s), log|det dx/dz| = -sum s
+
+``raw`` holds raw_s in its first half of channels and t in the second. Checkerboard masks transform
+the pixels whose row + column is even (odd): raw (B, 2C, H, W), gain (C,). Channel masks transform
+the first (second) half of the channels: raw (B, C, H, W), gain (C/2,), C even.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +19,223 @@ from torch import Tensor
 
 from .._base import backend
 from .._base.errors import ArgumentError
-from .._base.tensors import accumulate_dtype
-from . import reference
-from ._register import check_float, check_like, differentiate, register
-from .reference import MASKS
+from .._base.tensors import (
+    accumulate_dtype,
+    accumulated,
+    check_float,
+    check_like,
+    image_sum,
+    per_image,
+)
+from ._kernel import Kernel
+from ._register import differentiate, register
 
-_FORWARD = "(Tensor {0}, Tensor raw, Tensor gain, Tensor logdet, int mask) -> (Tensor, Tensor)"
-_INPLACE = "(Tensor(a!) {0}, Tensor raw, Tensor gain, Tensor(b!) logdet, int mask) -> ()"
+# Which elements are transformed; the others pass through and feed the conditioner.
+MASKS = backend.constants.masks
+
+# --- twins: the specification, in plain torch -------------------------------------------------
+
+
+def transformed_map(
+    channels: int,
+    height: int,
+    width: int,
+    mask: str,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Boolean (C, H, W), true where a coupling with this mask transforms.
+
+    >>> transformed_map(1, 2, 2, "checkerboard_even").int().tolist()
+    [[[1, 0], [0, 1]]]
+    """
+    return _transformed_map(channels, height, width, MASKS[mask], device)
+
+
+def _transformed_map(
+    channels: int, height: int, width: int, mask: int, device: torch.device | str | None = None
+) -> Tensor:
+    if mask < 2:
+        row = torch.arange(height, device=device).view(-1, 1)
+        column = torch.arange(width, device=device)
+        return ((row + column) % 2 == mask).expand(channels, height, width)
+    channel = torch.arange(channels, device=device).view(-1, 1, 1)
+    return ((channel < channels // 2) == (mask == 2)).expand(channels, height, width)
+
+
+def _to_all(half: Tensor, mask: int) -> Tensor:
+    """(B, C', H, W) values of the transformed elements as (B, C, H, W), zero elsewhere."""
+    if mask < 2:
+        _, channels, height, width = half.shape
+        return half * _transformed_map(channels, height, width, mask, half.device)
+    zeros = torch.zeros_like(half)
+    return torch.cat([half, zeros] if mask == 2 else [zeros, half], 1)
+
+
+def _of_transformed(full: Tensor, mask: int) -> Tensor:
+    """Adjoint of _to_all: (B, C, H, W) to (B, C', H, W)."""
+    if mask < 2:
+        _, channels, height, width = full.shape
+        return full * _transformed_map(channels, height, width, mask, full.device)
+    return full.chunk(2, dim=1)[mask - 2]
+
+
+def _log_scale_and_shift(raw: Tensor, gain: Tensor, mask: int) -> tuple[Tensor, Tensor]:
+    raw_scale, shift = accumulated(raw).chunk(2, dim=1)
+    log_scale = accumulated(gain).view(-1, 1, 1) * torch.tanh(raw_scale)
+    return _to_all(log_scale, mask), _to_all(shift, mask)
+
+
+def _encode_twin(
+    x: Tensor,  # [B, C, H, W]
+    raw: Tensor,  # [B, 2C, H, W] or [B, C, H, W]
+    gain: Tensor,  # [C] or [C/2]
+    logdet: Tensor,  # [B]
+    mask: int,
+) -> tuple[Tensor, Tensor]:
+    log_scale, shift = _log_scale_and_shift(raw, gain, mask)
+    z = accumulated(x) * torch.exp(log_scale) + shift
+    return z.to(x.dtype), logdet + image_sum(log_scale)
+
+
+def _decode_twin(
+    z: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: int
+) -> tuple[Tensor, Tensor]:
+    log_scale, shift = _log_scale_and_shift(raw, gain, mask)
+    x = (accumulated(z) - shift) * torch.exp(-log_scale)
+    return x.to(z.dtype), logdet - image_sum(log_scale)
+
+
+def _backward_twin(
+    decode: bool,
+    grad_out: Tensor,  # [B, C, H, W]
+    grad_logdet: Tensor,  # [B]
+    x: Tensor,  # [B, C, H, W], the input of encode, or the output of decode
+    raw: Tensor,
+    gain: Tensor,
+    mask: int,
+    want_gain: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_in, grad_raw, grad_gain); grad_logdet itself passes through unchanged."""
+    tanh = torch.tanh(accumulated(raw).chunk(2, dim=1)[0])
+    log_scale, _ = _log_scale_and_shift(raw, gain, mask)
+    grad, grad_logdet = accumulated(grad_out), per_image(accumulated(grad_logdet), x)
+    if decode:
+        grad_in = grad * torch.exp(-log_scale)
+        grad_log_scale, grad_shift = -grad * accumulated(x) - grad_logdet, -grad_in
+    else:
+        grad_in = grad * torch.exp(log_scale)
+        grad_log_scale, grad_shift = grad_in * accumulated(x) + grad_logdet, grad
+    grad_log_scale = _of_transformed(grad_log_scale, mask)
+    grad_raw_scale = grad_log_scale * accumulated(gain).view(-1, 1, 1) * (1 - tanh * tanh)
+    grad_raw = torch.cat([grad_raw_scale, _of_transformed(grad_shift, mask)], 1)
+    grad_gain = (grad_log_scale * tanh).sum((0, 2, 3)) if want_gain else gain.new_empty(0)
+    return grad_in.to(x.dtype), grad_raw.to(raw.dtype), grad_gain.to(gain.dtype)
+
+
+# --- ops --------------------------------------------------------------------------------------
+
+_ARGUMENTS = "Tensor x, Tensor raw, Tensor gain, Tensor logdet, int mask"
+_FORWARD = f"({_ARGUMENTS}) -> (Tensor out, Tensor logdet_out)"
+_INPLACE = f"({_ARGUMENTS}) -> ()".replace("Tensor x", "Tensor(a!) x").replace(
+    "Tensor logdet", "Tensor(b!) logdet"
+)
 _BACKWARD = (
     "(Tensor grad_out, Tensor grad_logdet, Tensor x, Tensor raw, Tensor gain, int mask, "
-    "bool want_gain) -> (Tensor, Tensor, Tensor)"
+    "bool want_gain) -> (Tensor grad_in, Tensor grad_raw, Tensor grad_gain)"
 )
+
+
+def _outputs(
+    x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: int
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
+
+
+def _backward_outputs(
+    grad_out: Tensor,
+    grad_logdet: Tensor,
+    x: Tensor,
+    raw: Tensor,
+    gain: Tensor,
+    mask: int,
+    want_gain: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_gain = gain.new_empty(gain.shape if want_gain else (0,))
+    return x.new_empty(x.shape), raw.new_empty(raw.shape), grad_gain
+
+
+def _make_backward(name: str, decode: bool) -> Any:
+    schema = f"{name}_backward{_BACKWARD}"
+    twin = lambda *arguments: _backward_twin(decode, *arguments)
+    call = Kernel(
+        "affine_coupling_backward",
+        # The kernel's own workspace is one more result.
+        schema.replace("Tensor grad_gain)", "Tensor grad_gain, Tensor partials)"),
+        lambda grad_out, *_: grad_out.shape,
+        decode=decode,
+    )
+
+    def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        _, grad_logdet, x, _, gain, _, want_gain = arguments
+        if not backend.native(x):
+            return twin(*arguments)
+        grads, workspace = _backward_outputs(*arguments), None
+        if want_gain:
+            workspace = grad_logdet.new_empty(x.shape[0] * gain.numel())
+        call(arguments, (*grads[:2], grads[2] if want_gain else None, workspace))
+        return grads
+
+    return register(schema, backward, _backward_outputs, twin=twin, **differentiate(twin, 5))
+
+
+def _make(decode: bool) -> tuple[Any, Any]:
+    """The forward and the in-place op of one direction."""
+    name = "affine_coupling_decode" if decode else "affine_coupling_encode"
+    twin = _decode_twin if decode else _encode_twin
+    backward_op = _make_backward(name, decode)
+    schema = name + _FORWARD
+    call = Kernel("affine_coupling", schema, lambda x, *_: x.shape, decode=decode)
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        if not backend.native(arguments[0]):
+            return twin(*arguments)
+        results = _outputs(*arguments)
+        call(arguments, results)
+        return results
+
+    def inplace(*arguments: Any) -> None:
+        x, _, _, logdet, _ = arguments
+        if backend.native(x) and x.is_contiguous() and logdet.is_contiguous():
+            call(arguments, (x, logdet))
+            return
+        for target, value in zip((x, logdet), forward(*arguments)):
+            target.copy_(value)
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, raw, gain, _, mask = inputs
+        ctx.save_for_backward(output[0] if decode else x, raw, gain)
+        ctx.mask = mask
+
+    def op_backward(ctx: Any, grad_out: Tensor, grad_logdet: Tensor) -> tuple:
+        value, raw, gain = ctx.saved_tensors
+        want_gain = ctx.needs_input_grad[2]
+        grad_in, grad_raw, grad_gain = backward_op(
+            grad_out, grad_logdet, value, raw, gain, ctx.mask, want_gain
+        )
+        return grad_in, grad_raw, grad_gain if want_gain else None, grad_logdet, None
+
+    forward_op = register(
+        schema, forward, _outputs, twin=twin, setup_context=setup_context, backward=op_backward
+    )
+    inplace_op = register(f"{name}_{_INPLACE}", inplace, lambda *_: None, twin=twin)
+    return forward_op, inplace_op
+
+
+_encode, _encode_ = _make(decode=False)
+_decode, _decode_ = _make(decode=True)
+
+
+# --- public functions -------------------------------------------------------------------------
 
 
 def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> int:
@@ -36,112 +252,6 @@ def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, 
     check_like(function, "gain", gain, x, (transformed,))
     check_like(function, "logdet", logdet, x, (batch,), accumulate_dtype(x.dtype))
     return code
-
-
-def _run(decode: bool, mask: int, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor,
-         out: Tensor, logdet_out: Tensor) -> None:  # fmt: skip
-    x, raw, gain, logdet = (
-        backend.batch_view(x),
-        raw.contiguous(),
-        gain.contiguous(),
-        logdet.contiguous(),
-    )
-    workspace = backend.partials(x.shape[0], x[:1].numel(), x)
-    backend._C.affine_coupling(
-        decode, mask, tuple(x.shape), max(x.stride(0), out[:1].numel()), backend.span(x),
-        backend.arg(raw), backend.arg(gain), backend.arg(logdet), backend.arg(out),
-        backend.arg(logdet_out), backend.arg(workspace), backend.place(x),
-    )  # fmt: skip
-
-
-def _make(decode: bool) -> tuple:
-    """The forward, in-place and backward ops of one direction."""
-    name = "affine_coupling_decode" if decode else "affine_coupling_encode"
-    twin = getattr(reference, name)
-    twin_backward = getattr(reference, f"{name}_backward")
-    first = "z" if decode else "x"
-
-    def outputs(x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
-
-    def forward(x, raw, gain, logdet, mask):
-        if not backend.native(x):
-            return twin(x, raw, gain, logdet, mask)
-        out, logdet_out = outputs(x, logdet)
-        _run(decode, mask, x, raw, gain, logdet, out, logdet_out)
-        return out, logdet_out
-
-    def inplace(x, raw, gain, logdet, mask):
-        dense = x.is_contiguous() and logdet.is_contiguous()
-        if backend.native(x) and dense:
-            _run(decode, mask, x, raw, gain, logdet, x, logdet)
-            return
-        for target, value in zip((x, logdet), forward(x, raw, gain, logdet, mask)):
-            target.copy_(value)
-
-    def backward_outputs(x, raw, gain, want_gain):
-        return (
-            x.new_empty(x.shape), raw.new_empty(raw.shape),
-            gain.new_empty(gain.shape if want_gain else (0,)),
-        )  # fmt: skip
-
-    def backward(grad_out, grad_logdet, x, raw, gain, mask, want_gain):
-        if not backend.native(x):
-            return reference_backward(grad_out, grad_logdet, x, raw, gain, mask, want_gain)
-        grads = backward_outputs(x, raw, gain, want_gain)
-        grad_out, grad_logdet, x, raw, gain = (
-            t.contiguous() for t in (grad_out, grad_logdet, x, raw, gain)
-        )
-        workspace = None
-        if want_gain:
-            workspace = grad_logdet.new_empty(x.shape[0] * gain.numel())
-        backend._C.affine_coupling_backward(
-            decode, mask, tuple(x.shape), *map(backend.arg, (grad_out, grad_logdet, x, raw, gain)),
-            *map(backend.arg, grads[:2]), backend.arg(grads[2] if want_gain else None),
-            backend.arg(workspace), backend.place(x),
-        )  # fmt: skip
-        return grads
-
-    def reference_backward(grad_out, grad_logdet, x, raw, gain, mask, want_gain):
-        grad_in, grad_raw, grad_gain = twin_backward(grad_out, grad_logdet, x, raw, gain, mask)
-        return grad_in, grad_raw, grad_gain if want_gain else grad_gain.new_empty(0)
-
-    backward_op = register(
-        f"{name}_backward{_BACKWARD}",
-        backward,
-        lambda grad_out, grad_logdet, x, raw, gain, mask, want_gain: backward_outputs(
-            x, raw, gain, want_gain
-        ),
-        **differentiate(reference_backward, 5),
-    )
-
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, raw, gain, _, mask = inputs
-        ctx.save_for_backward(output[0] if decode else x, raw, gain)
-        ctx.mask = mask
-
-    def op_backward(ctx: Any, grad_out: Tensor, grad_logdet: Tensor) -> tuple:
-        value, raw, gain = ctx.saved_tensors
-        grad_in, grad_raw, grad_gain = backward_op(
-            grad_out, grad_logdet, value, raw, gain, ctx.mask, ctx.needs_input_grad[2]
-        )
-        return grad_in, grad_raw, grad_gain if ctx.needs_input_grad[2] else None, grad_logdet, None
-
-    forward_op = register(
-        f"{name}{_FORWARD.format(first)}",
-        forward,
-        lambda x, raw, gain, logdet, mask: outputs(x, logdet),
-        setup_context=setup_context,
-        backward=op_backward,
-    )
-    inplace_op = register(
-        f"{name}_{_INPLACE.format(first)}", inplace, lambda x, raw, gain, logdet, mask: None
-    )
-    return forward_op, inplace_op
-
-
-_encode, _encode_ = _make(decode=False)
-_decode, _decode_ = _make(decode=True)
 
 
 def affine_coupling_encode(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,14 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._base import backend
 from .._base.errors import require
-from .._base.tensors import accumulate_dtype, check_tensor
-from . import reference
+from .._base.tensors import check_tensor
 from ._register import register
-from .reference import MASKS
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+MASKS, PRECISIONS = backend.constants.masks, backend.PRECISIONS
 
 # --- layers --------------------------------------------------------------------------------------
 
@@ -65,12 +61,6 @@ class StandardiseRecord:
         std = _numbers("std", self.std, plan.state)
         plan.add_standardise(backend.arg(mean), backend.arg(std))
 
-    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.mean.to(x)) / self.std.to(x), logdet - self.std.to(logdet).log().sum()
-
-    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return z * self.std.to(z) + self.mean.to(z), logdet + self.std.to(logdet).log().sum()
-
 
 @dataclass(frozen=True)
 class SqueezeRecord:
@@ -81,12 +71,6 @@ class SqueezeRecord:
         wanted = "even height and width at every SqueezeRecord"
         require(even, "FrozenEngine", "records", wanted, plan.state)
         plan.add_squeeze()
-
-    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.squeeze(x), logdet
-
-    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.unsqueeze(z), logdet
 
 
 @dataclass(frozen=True)
@@ -115,16 +99,6 @@ class MixingRecord:
         channels = plan.state[0]
         weight = _numbers("weight", self.weight, (channels, channels), torch.float64)
         plan.add_mixing(backend.arg(weight), float(self.log_size_sum))
-
-    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply(self.weight, x), logdet + math.prod(x.shape[2:]) * self.log_size_sum
-
-    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = self.weight.double().inverse()
-        return self._apply(inverse, z), logdet - math.prod(z.shape[2:]) * self.log_size_sum
-
-    def _apply(self, weight: Tensor, x: Tensor) -> Tensor:
-        return torch.einsum("oc,bchw->bohw", weight.to(x), x)
 
 
 @dataclass(frozen=True)
@@ -170,71 +144,6 @@ class CouplingRecord:
             convs.append((*map(backend.arg, numbers), inputs, outputs))
         plan.add_coupling(MASKS[self.mask], self.inverse, backend.arg(gain), convs)
 
-    def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return self._twin(x, logdet, self.inverse)
-
-    def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
-        return self._twin(z, logdet, not self.inverse)
-
-    def _twin(self, x: Tensor, logdet: Tensor, decode: bool) -> tuple[Tensor, Tensor]:
-        mask = MASKS[self.mask]
-        apply = reference.affine_coupling_decode if decode else reference.affine_coupling_encode
-        return apply(x, self._raw(x, mask), self.gain.to(x), logdet, mask)
-
-    def _raw(self, x: Tensor, mask: int) -> Tensor:
-        channels, height, width = x.shape[1:]
-        moved = reference.transformed_map(channels, height, width, mask, x.device)
-        seen = x.masked_fill(moved, 0) if mask < 2 else x.chunk(2, dim=1)[3 - mask]
-
-        def conv(i: int, h: Tensor) -> Tensor:
-            weight, bias = self.convs[i]
-            return F.conv2d(h, weight.to(h), bias.to(h), padding=1)
-
-        h = conv(0, seen)
-        for i in range(1, len(self.convs) - 1, 2):
-            h = h + conv(i + 1, F.relu(conv(i, F.relu(h))))
-        return conv(-1, F.relu(h))
-
-
-# --- the twin in plain torch ---------------------------------------------------------------------
-
-
-def reference_encode(x: Tensor, records: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """``frozen_flow_encode`` in plain torch, for any floating-point type."""
-    logdet = x.new_zeros(len(x), dtype=accumulate_dtype(x.dtype))
-    latents = []
-    for record in records:
-        if isinstance(record, FactorOutRecord):
-            x, latent = reference.factor_out(x)
-            latents.append(latent)
-        else:
-            x, logdet = record.encode(x, logdet)
-    return torch.cat([*latents, x.flatten(1)], 1), logdet
-
-
-def reference_decode(
-    z: Tensor, records: Sequence[Any], shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """``frozen_flow_decode`` in plain torch, for images of this shape."""
-    logdet = z.new_zeros(len(z), dtype=accumulate_dtype(z.dtype))
-    latents, (channels, height, width) = [], shape
-    for record in records:
-        if isinstance(record, FactorOutRecord):
-            channels //= 2
-            latent, z = z.split(
-                [channels * height * width, z.shape[1] - channels * height * width], 1
-            )
-            latents.append(latent)
-        elif isinstance(record, SqueezeRecord):
-            channels, height, width = 4 * channels, height // 2, width // 2
-    x = z.reshape(-1, channels, height, width)
-    for record in reversed(records):
-        if isinstance(record, FactorOutRecord):
-            x = reference.factor_in(x, latents.pop())
-        else:
-            x, logdet = record.decode(x, logdet)
-    return x, logdet
-
 
 # --- the engine ----------------------------------------------------------------------------------
 
@@ -278,14 +187,16 @@ class FrozenEngine:
         like = torch.empty(0, device=device)
         wanted = "a device that has compiled kernels"
         require(backend.native(like), "FrozenEngine", "device", wanted, device)
-        on_device = backend.place(like)[0] >= 0
+        on_device = backend.execution(like)[0] >= 0
         able = on_device or precision != "bf16" or backend._C.cpu_bf16()
         wanted = "'fp32' (this CPU has no bf16 products)"
         require(able, "FrozenEngine", "precision", wanted, "'bf16'")
         channels, height, width = map(int, shape)
         self.shape, self.n = (channels, height, width), channels * height * width
         self.precision, self.device = precision, device
-        self._plan = backend._C.FrozenFlow(self.shape, backend._C.PRECISIONS[precision], on_device)
+        self._plan = backend._C.FrozenFlow(
+            self.shape, backend.constants.precisions[precision], on_device
+        )
         for record in records:
             record.pack(self._plan)
         self._plan.finish()
@@ -306,7 +217,7 @@ class FrozenEngine:
         if self._words is not None:
             work = torch.empty(len(like) * self._plan.workspace, device=self.device)
         arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
-        call(decode, len(like), *arguments, backend.place(like))
+        call(decode, len(like), *arguments, backend.execution(like))
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))

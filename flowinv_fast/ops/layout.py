@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._base import backend
 from .._base.errors import require
-from . import reference
-from ._register import check_float, check_like, register
+from .._base.tensors import check_float, check_like
+from ._register import no_context, register_kernel
+
+# --- twins ------------------------------------------------------------------------------------
 
 
-def _move(x: Tensor, out: Tensor, to_squeezed: bool) -> Tensor:
-    x = backend.batch_view(x)
-    batch, channels, height, width = (out if to_squeezed else x).shape
-    backend._C.squeeze(
-        to_squeezed, batch, channels, height, width, max(x.stride(0), x[:1].numel()),
-        backend.span(x), backend.arg(out), backend.place(x),
-    )  # fmt: skip
-    return out
+def _squeeze_twin(x: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, 4C, H/2, W/2]; channel 4c + 2i + j holds pixel (2h + i, 2w + j) of c."""
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, 4 * channels, height // 2, width // 2)
+
+
+def _unsqueeze_twin(x: Tensor) -> Tensor:
+    """Inverse of squeeze: [B, 4C, H, W] to [B, C, 2H, 2W]."""
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels // 4, 2, 2, height, width)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+# --- ops --------------------------------------------------------------------------------------
 
 
 def _squeezed(x: Tensor) -> Tensor:
-    batch, channels, height, width = x.shape
-    return x.new_empty(batch, 4 * channels, height // 2, width // 2)
+    return x.new_empty(_squeezed_sizes(x))
 
 
 def _unsqueezed(x: Tensor) -> Tensor:
@@ -34,24 +42,41 @@ def _unsqueezed(x: Tensor) -> Tensor:
     return x.new_empty(batch, channels // 4, 2 * height, 2 * width)
 
 
-def _no_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    pass
+def _squeezed_sizes(x: Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, 4 * channels, height // 2, width // 2
 
 
-_squeeze = register(
-    "squeeze(Tensor x) -> Tensor",
-    lambda x: _move(x, _squeezed(x), True) if backend.native(x) else reference.squeeze(x),
+def _squeeze_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return _unsqueeze(grad)
+
+
+def _unsqueeze_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return _squeeze(grad)
+
+
+_squeeze: Callable = register_kernel(
+    "squeeze(Tensor x) -> Tensor out",
+    "squeeze",
+    _squeeze_twin,
     _squeezed,
-    setup_context=_no_context,
-    backward=lambda ctx, grad: _unsqueeze(grad),
+    sizes=_squeezed_sizes,
+    constants={"to_squeezed": True},
+    setup_context=no_context,
+    backward=_squeeze_backward,
 )
-_unsqueeze = register(
-    "unsqueeze(Tensor x) -> Tensor",
-    lambda x: _move(x, _unsqueezed(x), False) if backend.native(x) else reference.unsqueeze(x),
+_unsqueeze: Callable = register_kernel(
+    "unsqueeze(Tensor x) -> Tensor out",
+    "squeeze",
+    _unsqueeze_twin,
     _unsqueezed,
-    setup_context=_no_context,
-    backward=lambda ctx, grad: _squeeze(grad),
+    sizes=lambda x: x.shape,
+    constants={"to_squeezed": False},
+    setup_context=no_context,
+    backward=_unsqueeze_backward,
 )
+
+# --- public functions -------------------------------------------------------------------------
 
 
 def squeeze(x: Tensor) -> Tensor:
@@ -61,8 +86,8 @@ def squeeze(x: Tensor) -> Tensor:
         ArgumentError: not a floating-point image batch, or odd H or W.
     """
     check_float("squeeze", "x", x, 4)
-    require(x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0, "squeeze", "x", "even height and width",
-            tuple(x.shape))  # fmt: skip
+    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+    require(even, "squeeze", "x", "even height and width", tuple(x.shape))
     return _squeeze(x)
 
 

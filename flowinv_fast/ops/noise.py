@@ -1,141 +1,204 @@
-"""Random numbers and structured noise on counter-based Philox 4x32-10 streams.
-
-Contract: element i of the stream (seed, offset) is lane i % 4 of the Philox block whose counter is
-offset + i // 4 and whose key is the seed. The integers are the same on CPU and GPU, for every
-thread count and launch geometry; floats agree to a few units in the last place. A call that draws
-n numbers uses ceil(n / 4) offsets, so the next call on the same seed adds that to its offset.
-"""
+"""Structured noise on the Philox streams of philox.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._base import backend
-from .._base.errors import require
-from .._base.tensors import check_seed
-from . import reference
-from ._register import check_float, check_like, register
-from .density import _flat_strides, check_broadcast
-from .reference import SIGMA_KINDS
+from .._base.errors import is_whole, require
+from .._base.tensors import (
+    accumulate_dtype,
+    accumulated,
+    check_float,
+    check_like,
+    check_seed,
+    per_image,
+)
+from ._register import register_kernel
+from .patches import scatter_twin
+from .philox import bits_twin, normal_twin
+
+# Standard deviation maps of the structured noises, see sigma_map.
+SIGMA_KINDS = backend.constants.sigma_kinds
+
+# --- twins ------------------------------------------------------------------------------------
 
 
-def _bits(n, seed, offset, like):
-    if not backend.native(like):
-        return reference.random_bits(n, seed, offset, like)
-    out = like.new_empty(n, dtype=torch.int64)
-    backend._C.random_bits(n, seed, offset, backend.arg(out), backend.place(like))
-    return out
-
-
-_bits_op = register(
-    "random_bits(SymInt n, int seed, int offset, Tensor like) -> Tensor",
-    _bits, lambda n, seed, offset, like: like.new_empty(n, dtype=torch.int64),
-)  # fmt: skip
-
-
-def random_bits(
-    n: int, seed: int, offset: int = 0, *, device: torch.device | str = "cpu"
+def _map_twin(
+    level: Tensor,  # [B]
+    channels: int,
+    height: int,
+    width: int,
+    kind: int,
+    rate: float,
+    floor: float,
+    ceiling: float,
 ) -> Tensor:
-    """n random 32-bit integers as int64 in [0, 2^32), by the contract above.
+    """Standard deviations [B, C, H, W], clamped to [floor, ceiling].
 
-    Raises:
-        ArgumentError: negative n, or seed or offset that cannot be.
+    kind 0 constant:         level
+    kind 1 sinusoidal_exp:   level exp(sin(2 pi k / rate)) / e, k the row
+    kind 2 sinusoidal_expm1: level (exp(sin(2 pi k / rate)) - 1) / (e - 1)
+    kind 3 radial:           level exp(-rate d^2), d the distance in pixels from the centre pixel
+                             ((H - 1) // 2, (W - 1) // 2)
     """
-    require(isinstance(n, int) and n >= 0, "random_bits", "n", "a non-negative integer", n)
-    check_seed("random_bits", seed, offset)
-    return _bits_op(n, seed, offset, torch.empty(0, device=device))
+    acc = accumulate_dtype(level.dtype)
+    row = torch.arange(height, device=level.device, dtype=acc).view(-1, 1)
+    column = torch.arange(width, device=level.device, dtype=acc)
+    if kind == 0:
+        shape = torch.ones(height, width, device=level.device, dtype=acc)
+    elif kind == 3:
+        distance2 = (row - (height - 1) // 2) ** 2 + (column - (width - 1) // 2) ** 2
+        shape = torch.exp(-rate * distance2)
+    else:
+        shape = torch.exp(torch.sin(2 * math.pi / rate * row))
+        shape = shape / math.e if kind == 1 else (shape - 1) / (math.e - 1)
+    sigma = level.to(acc).view(-1, 1, 1, 1) * shape.expand(channels, height, width)
+    return sigma.clamp(floor, ceiling).to(level.dtype)
 
 
-def _gaussian(mean, std, shape, seed, offset):
-    if not backend.native(std):
-        return reference.gaussian_noise(mean, std, shape, seed, offset)
-    out = std.new_empty(shape)
-    mean, mean_strides = _flat_strides(mean, shape)
-    std, std_strides = _flat_strides(std, shape)
-    backend._C.gaussian_noise(
-        shape[0], out[:1].numel(), seed, offset, backend.arg(mean), mean_strides,
-        backend.arg(std), std_strides, backend.arg(out), backend.place(out),
-    )  # fmt: skip
-    return out
-
-
-_gaussian_op = register(
-    "gaussian_noise(Tensor mean, Tensor std, SymInt[] shape, int seed, int offset) -> Tensor",
-    _gaussian, lambda mean, std, shape, seed, offset: std.new_empty(shape),
-)  # fmt: skip
-
-
-def gaussian_noise(
-    mean: float | Tensor, std: Tensor, shape: Sequence[int], seed: int, offset: int = 0
+def _structured_twin(
+    mean: Tensor,  # [B]
+    level: Tensor,  # [B]
+    channels: int,
+    height: int,
+    width: int,
+    kind: int,
+    rate: float,
+    floor: float,
+    ceiling: float,
+    seed: int,
+    offset: int,
 ) -> Tensor:
-    """mean + std n, n standard normal by Box-Muller on pairs of the stream's integers.
+    """mean + sigma n over [B, C, H, W], sigma as in _map_twin and never stored."""
+    sigma = _map_twin(accumulated(level), channels, height, width, kind, rate, floor, ceiling)
+    noise = normal_twin(sigma.numel(), seed, offset, level).view_as(sigma)
+    return (per_image(accumulated(mean), sigma) + sigma * noise).to(level.dtype)
 
-    Args:
-        mean: a number, or a tensor like std.
-        std: tensor that broadcasts to ``shape``; gives device and dtype. No gradient.
-        shape: (B, ...) of the result.
-        seed, offset: Philox stream.
-    Raises:
-        ArgumentError: dtype, device, shape, seed or offset that does not fit.
+
+def _places_twin(
+    batch: int,
+    count: int,
+    bank: int,
+    channels: int,
+    rows: int,
+    columns: int,
+    seed: int,
+    offset: int,
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Random (index [B, K], places [B, K, 3]): digit of the bank, channel, top row, left column.
+
+    Patch p = b*K + k uses the four lanes of block offset + p, each mapped to 0 .. m-1 by
+    (bits * m) >> 32 with m = bank, channels, rows, columns (numbers of admissible values).
     """
-    name, shape = "gaussian_noise", list(shape)
-    check_float(name, "std", std)
-    require(len(shape) >= 1 and min(shape) >= 0, name, "shape", "(B, ...)", shape)
-    if not isinstance(mean, Tensor):
-        mean = torch.full((), float(mean), dtype=std.dtype, device=std.device)
-    check_like(name, "mean", mean, std)
-    check_broadcast(name, "mean", mean, shape)
-    check_broadcast(name, "std", std, shape)
-    check_seed(name, seed, offset)
-    return _gaussian_op(mean.detach(), std.detach(), shape, seed, offset)
+    bits = bits_twin(4 * batch * count, seed, offset, like).view(batch, count, 4)
+    sizes = torch.tensor([bank, channels, rows, columns], device=like.device)
+    drawn = (bits * sizes) >> 32
+    return drawn[..., 0], drawn[..., 1:].contiguous()
 
+
+def _digits_twin(
+    bank: Tensor,  # [M, h, w]
+    batch: int,
+    count: int,
+    channels: int,
+    height: int,
+    width: int,
+    seed: int,
+    offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` digits of the bank per image at random places and channels, overlaps summed.
+
+    Returns (overlay [B, C, H, W], places [B, K, 3], index [B, K]).
+    """
+    digits, patch_height, patch_width = bank.shape
+    index, places = _places_twin(
+        batch,
+        count,
+        digits,
+        channels,
+        height - patch_height + 1,
+        width - patch_width + 1,
+        seed,
+        offset,
+        bank,
+    )
+    overlay = scatter_twin(bank[index], places, channels, height, width)
+    return overlay, places, index
+
+
+# --- ops --------------------------------------------------------------------------------------
 
 _MAP = (
     "SymInt channels, SymInt height, SymInt width, int kind, float rate, float floor, float ceiling"
 )
 
 
-def _map_fake(level, channels, height, width, kind, rate, floor, ceiling):
+def _map_outputs(level: Tensor, channels: int, height: int, width: int, *rest: Any) -> Tensor:
     return level.new_empty(level.shape[0], channels, height, width)
 
 
-def _structured_native(map_only, mean, level, channels, height, width, kind, rate, floor, ceiling,
-                       seed, offset):  # fmt: skip
-    out = level.new_empty(level.shape[0], channels, height, width)
-    mean, level = mean.contiguous(), level.contiguous()
-    backend._C.structured_noise(
-        map_only, level.shape[0], channels, height, width, kind, rate, floor, ceiling, seed, offset,
-        backend.arg(mean), backend.arg(level), backend.arg(out), backend.place(out),
-    )  # fmt: skip
-    return out
-
-
-def _map(level, *sizes):
-    if not backend.native(level):
-        return reference.sigma_map(level, *sizes)
-    return _structured_native(True, level, level, *sizes, 0, 0)
-
-
-def _structured(mean, level, channels, height, width, kind, rate, floor, ceiling, seed, offset):
-    rest = (channels, height, width, kind, rate, floor, ceiling, seed, offset)
-    if not backend.native(level):
-        return reference.structured_noise(mean, level, *rest)
-    return _structured_native(False, mean, level, *rest)
-
-
-_map_op = register(f"sigma_map(Tensor level, {_MAP}) -> Tensor", _map, _map_fake)
-_structured_op = register(
-    f"structured_noise(Tensor mean, Tensor level, {_MAP}, int seed, int offset) -> Tensor",
-    _structured,
-    lambda mean, level, *rest: _map_fake(level, *rest[:-2]),
+_map_op = register_kernel(
+    f"sigma_map(Tensor level, {_MAP}) -> Tensor out",
+    "structured_noise",
+    _map_twin,
+    _map_outputs,
+    sizes=lambda level, *_: level.shape,
+    constants={"map_only": True, "mean": None, "seed": 0, "offset": 0},
+)
+_structured_op = register_kernel(
+    f"structured_noise(Tensor mean, Tensor level, {_MAP}, int seed, int offset) -> Tensor out",
+    "structured_noise",
+    _structured_twin,
+    lambda mean, level, *rest: _map_outputs(level, *rest),
+    sizes=lambda mean, *_: mean.shape,
+    constants={"map_only": False},
 )
 
 
-def _check_map(function, level, shape, kind, rate, floor, ceiling):
+def _digits_outputs(
+    bank: Tensor,
+    batch: int,
+    count: int,
+    channels: int,
+    height: int,
+    width: int,
+    seed: int,
+    offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        bank.new_empty(batch, channels, height, width),
+        bank.new_empty(batch, count, 3, dtype=torch.int64),
+        bank.new_empty(batch, count, dtype=torch.int64),
+    )
+
+
+_digits_op = register_kernel(
+    "digit_overlay(Tensor bank, SymInt batch, SymInt count, SymInt channels, SymInt height, "
+    "SymInt width, int seed, int offset) -> (Tensor out, Tensor places, Tensor index)",
+    "digit_overlay",
+    _digits_twin,
+    _digits_outputs,
+    sizes=lambda bank, *_: bank.shape,
+)
+
+# --- public functions -------------------------------------------------------------------------
+
+
+def _check_map(
+    function: str,
+    level: Tensor,
+    shape: tuple[int, int, int],
+    kind: str,
+    rate: float,
+    floor: float,
+    ceiling: float,
+) -> tuple:
     check_float(function, "level", level, 1)
     require(len(shape) == 3 and min(shape) >= 1, function, "shape", "(C, H, W)", shape)
     require(kind in SIGMA_KINDS, function, "kind", f"one of {list(SIGMA_KINDS)}", repr(kind))
@@ -199,33 +262,6 @@ def structured_noise(
     return _structured_op(mean.detach(), level.detach(), *sizes, seed, offset)
 
 
-def _digits_fake(bank, batch, count, channels, height, width, seed, offset):
-    return (
-        bank.new_empty(batch, channels, height, width),
-        bank.new_empty(batch, count, 3, dtype=torch.int64),
-        bank.new_empty(batch, count, dtype=torch.int64),
-    )
-
-
-def _digits(bank, batch, count, channels, height, width, seed, offset):
-    if not backend.native(bank):
-        return reference.digit_overlay(bank, batch, count, channels, height, width, seed, offset)
-    overlay, places, index = _digits_fake(bank, batch, count, channels, height, width, seed, offset)
-    bank = bank.contiguous()
-    backend._C.digit_overlay(
-        batch, count, *bank.shape, channels, height, width, seed, offset, backend.arg(bank),
-        backend.arg(index), backend.arg(places), backend.arg(overlay), backend.place(bank),
-    )  # fmt: skip
-    return overlay, places, index
-
-
-_digits_op = register(
-    "digit_overlay(Tensor bank, SymInt batch, SymInt count, SymInt channels, SymInt height, "
-    "SymInt width, int seed, int offset) -> (Tensor, Tensor, Tensor)",
-    _digits, _digits_fake,
-)  # fmt: skip
-
-
 def digit_overlay(
     bank: Tensor, shape: tuple[int, int, int, int], count: int, seed: int, offset: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,16 +281,11 @@ def digit_overlay(
     name = "digit_overlay"
     check_float(name, "bank", bank, 3)
     require(bank.numel() > 0, name, "bank", "at least one digit", tuple(bank.shape))
-    require(
-        len(shape) == 4 and min(shape[1:]) >= 1 and shape[0] >= 0,
-        name,
-        "shape",
-        "(B, C, H, W)",
-        shape,
-    )
+    good = len(shape) == 4 and min(shape[1:]) >= 1 and shape[0] >= 0
+    require(good, name, "shape", "(B, C, H, W)", shape)
     fits = bank.shape[1] <= shape[2] and bank.shape[2] <= shape[3]
     require(fits, name, "bank", f"digits within {shape[2]} x {shape[3]}", tuple(bank.shape[1:]))
-    require(isinstance(count, int) and count >= 0, name, "count", "a non-negative integer", count)
+    require(is_whole(count), name, "count", "a non-negative integer", count)
     check_seed(name, seed, offset)
     batch, channels, height, width = shape
     return _digits_op(bank.detach(), batch, count, channels, height, width, seed, offset)

@@ -5,32 +5,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._base import backend
 from .._base.errors import require
-from .._base.tensors import accumulate_dtype
-from . import reference
-from ._register import check_float, check_like, register
+from .._base.tensors import accumulate_dtype, check_float, check_like, per_image
+from ._kernel import images
+from ._register import register_kernel
 
 
-def _adam(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates, beta1, beta2, eps):
-    if not backend.native(x):
-        flat = (t.reshape(t.shape[0], -1) for t in (x, grad, exp_avg, exp_avg_sq, best))
-        reference.adam_step(*flat, loss, best_loss, active, rates, beta1, beta2, eps)
-        return
-    grad, loss, active = grad.contiguous(), loss.contiguous(), active.contiguous()
-    backend._C.adam_step(
-        x.shape[0], x[:1].numel(),
-        *map(backend.arg, (x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates)),
-        beta1, beta2, eps, backend.place(x),
-    )  # fmt: skip
+def _twin(
+    x: Tensor,  # [B, ...], changed in place
+    grad: Tensor,  # [B, ...]
+    exp_avg: Tensor,  # [B, ...], changed in place
+    exp_avg_sq: Tensor,  # [B, ...], changed in place
+    best: Tensor,  # [B, ...], changed in place: iterate of the lowest loss so far
+    loss: Tensor,  # [B], loss at x
+    best_loss: Tensor,  # [B], changed in place
+    active: Tensor,  # [B] bool
+    rates: Tensor,  # [2] float64: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """One Adam step per image with best-so-far, for the active images only.
+
+    An image whose loss is not finite is left untouched.
+    """
+    move = active & torch.isfinite(loss)
+    better = move & (loss < best_loss)
+    best_loss.copy_(torch.where(better, loss, best_loss))
+    best.copy_(torch.where(per_image(better, x), x, best))
+    new_avg = exp_avg + (1 - beta1) * (grad - exp_avg)
+    new_avg_sq = exp_avg_sq + (1 - beta2) * (grad * grad - exp_avg_sq)
+    step_size, correction = rates.to(x.dtype)
+    new_x = x - step_size * new_avg / (torch.sqrt(new_avg_sq) * correction + eps)
+    for old, new in ((exp_avg, new_avg), (exp_avg_sq, new_avg_sq), (x, new_x)):
+        old.copy_(torch.where(per_image(move, x), new, old))
 
 
-_adam_op = register(
+_adam_op = register_kernel(
     "adam_step_(Tensor(a!) x, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
     "Tensor(d!) best, Tensor loss, Tensor(e!) best_loss, Tensor active, Tensor rates, "
     "float beta1, float beta2, float eps) -> ()",
-    _adam, lambda *arguments: None,
-)  # fmt: skip
+    "adam_step",
+    _twin,
+    lambda *_: None,
+    sizes=images,
+)
 
 
 def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
@@ -50,10 +69,19 @@ def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
 
 
 def adam_step_(
-    x: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, best: Tensor, loss: Tensor,
-    best_loss: Tensor, active: Tensor, rates: Tensor, beta1: float = 0.9, beta2: float = 0.999,
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    best: Tensor,
+    loss: Tensor,
+    best_loss: Tensor,
+    active: Tensor,
+    rates: Tensor,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
     eps: float = 1e-8,
-) -> None:  # fmt: skip
+) -> None:
     """One Adam step (Kingma and Ba, 2015) per image in place, keeping the best iterate so far.
 
     Where ``loss < best_loss``, best takes x (before the step) and best_loss takes loss. An image
@@ -73,27 +101,16 @@ def adam_step_(
     check_float(name, "x", x)
     require(x.dim() >= 1, name, "x", "a batch dimension", "a scalar")
     acc = accumulate_dtype(x.dtype)
-    for argument, tensor in (
-        ("grad", grad),
-        ("exp_avg", exp_avg),
-        ("exp_avg_sq", exp_avg_sq),
-        ("best", best),
-    ):
+    buffers = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "best": best}
+    for argument, tensor in {"grad": grad, **buffers}.items():
         check_like(name, argument, tensor, x, x.shape)
     for argument, tensor in (("loss", loss), ("best_loss", best_loss)):
         check_like(name, argument, tensor, x, x.shape[:1], acc)
     check_like(name, "active", active, x, x.shape[:1], torch.bool)
-    written = {
-        "x": x,
-        "exp_avg": exp_avg,
-        "exp_avg_sq": exp_avg_sq,
-        "best": best,
-        "best_loss": best_loss,
-    }
-    for argument, tensor in written.items():
+    for argument, tensor in {"x": x, **buffers, "best_loss": best_loss}.items():
         require(tensor.is_contiguous(), name, argument, "a contiguous tensor", "strided")
     check_like(name, "rates", rates, x, (2,), torch.float64)
     require(rates.is_contiguous(), name, "rates", "a contiguous tensor", "strided")
     with torch.no_grad():
-        _adam_op(x, grad, exp_avg, exp_avg_sq, best, loss, best_loss, active, rates,
-                 beta1, beta2, eps)  # fmt: skip
+        images = (x, grad, exp_avg, exp_avg_sq, best)
+        _adam_op(*images, loss, best_loss, active, rates, beta1, beta2, eps)

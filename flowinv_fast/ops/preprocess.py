@@ -2,87 +2,121 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._base import backend
 from .._base.errors import require
-from .._base.tensors import accumulate_dtype, check_seed
-from . import reference
-from ._register import check_float, check_like, differentiate, register
+from .._base.tensors import (
+    accumulate_dtype,
+    accumulated,
+    check_float,
+    check_like,
+    check_seed,
+    image_sum,
+    per_image,
+)
+from ._kernel import elements, images
+from ._register import differentiate, register_kernel
+from .philox import uniform_twin
+
+# --- twins ------------------------------------------------------------------------------------
 
 
-def _make(decode: bool):
+def _encode_twin(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """z = logit(p), p = alpha + (1 - 2 alpha) x; x [B, C, H, W] in [0, 1]; NaN outside (0, 1)."""
+    p = alpha + (1 - 2 * alpha) * accumulated(x)
+    log_p, log_q = torch.log(p), torch.log1p(-p)
+    terms = math.log(1 - 2 * alpha) - log_p - log_q
+    return (log_p - log_q).to(x.dtype), logdet + image_sum(terms)
+
+
+def _decode_twin(z: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """x = (sigmoid(z) - alpha) / (1 - 2 alpha); logdet of the decode direction."""
+    z_acc = accumulated(z)
+    x = (torch.sigmoid(z_acc) - alpha) / (1 - 2 * alpha)
+    terms = -F.softplus(z_acc) - F.softplus(-z_acc) - math.log(1 - 2 * alpha)
+    return x.to(z.dtype), logdet + image_sum(terms)
+
+
+def _encode_backward_twin(grad_z: Tensor, grad_logdet: Tensor, x: Tensor, alpha: float) -> Tensor:
+    p = alpha + (1 - 2 * alpha) * accumulated(x)
+    inverse = 1 / (p * (1 - p))
+    to_logdet = per_image(accumulated(grad_logdet), x)
+    grad = (accumulated(grad_z) + to_logdet * (2 * p - 1)) * inverse * (1 - 2 * alpha)
+    return grad.to(x.dtype)
+
+
+def _decode_backward_twin(grad_x: Tensor, grad_logdet: Tensor, z: Tensor, alpha: float) -> Tensor:
+    sigmoid = torch.sigmoid(accumulated(z))
+    to_logdet = per_image(accumulated(grad_logdet), z)
+    grad = accumulated(grad_x) * sigmoid * torch.sigmoid(-accumulated(z)) / (1 - 2 * alpha)
+    return (grad + to_logdet * (1 - 2 * sigmoid)).to(z.dtype)
+
+
+def _dequantise_twin(x: Tensor, levels: int, seed: int, offset: int) -> Tensor:
+    """(round(x (levels - 1)) + u) / levels, u uniform on [0, 1); x in [0, 1]."""
+    index = torch.round(accumulated(x) * (levels - 1))
+    noise = uniform_twin(x.numel(), seed, offset, x).view_as(x)
+    return ((index + noise) / levels).to(x.dtype)
+
+
+# --- ops --------------------------------------------------------------------------------------
+
+
+def _outputs(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
+
+
+def _make(decode: bool) -> Callable:
     name = "logit_decode" if decode else "logit_encode"
-    twin, twin_backward = getattr(reference, name), getattr(reference, f"{name}_backward")
-
-    def outputs(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape), logdet.new_empty(logdet.shape)
-
-    def forward(x, logdet, alpha):
-        if not backend.native(x):
-            return twin(x, logdet, alpha)
-        out, logdet_out = outputs(x, logdet, alpha)
-        x, logdet, n = x.contiguous(), logdet.contiguous(), x[:1].numel()
-        workspace = backend.partials(x.shape[0], n, x)
-        backend._C.logit(
-            decode, x.shape[0], n, alpha, backend.arg(x), backend.arg(logdet), backend.arg(out),
-            backend.arg(logdet_out), backend.arg(workspace), backend.place(x),
-        )  # fmt: skip
-        return out, logdet_out
-
-    def backward(grad_out, grad_logdet, x, alpha):
-        if not backend.native(x):
-            return twin_backward(grad_out, grad_logdet, x, alpha)
-        grad_in = x.new_empty(x.shape)
-        grad_out, grad_logdet, x = (t.contiguous() for t in (grad_out, grad_logdet, x))
-        backend._C.logit_backward(
-            decode, x.shape[0], x[:1].numel(), alpha, backend.arg(grad_out),
-            backend.arg(grad_logdet), backend.arg(x), backend.arg(grad_in), backend.place(x),
-        )  # fmt: skip
-        return grad_in
-
-    backward_op = register(
-        f"{name}_backward(Tensor grad_out, Tensor grad_logdet, Tensor x, float alpha) -> Tensor",
-        backward,
+    backward_twin = _decode_backward_twin if decode else _encode_backward_twin
+    backward_op = register_kernel(
+        f"{name}_backward(Tensor grad_out, Tensor grad_logdet, Tensor x, float alpha)"
+        " -> Tensor grad_in",
+        "logit_backward",
+        backward_twin,
         lambda grad_out, grad_logdet, x, alpha: x.new_empty(x.shape),
-        **differentiate(twin_backward, 3),
+        sizes=images,
+        constants={"decode": decode},
+        **differentiate(backward_twin, 3),
     )
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.alpha = inputs[2]
 
-    def op_backward(ctx: Any, grad_out: Tensor, grad_logdet: Tensor) -> tuple:
+    def backward(ctx: Any, grad_out: Tensor, grad_logdet: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         return backward_op(grad_out, grad_logdet, x, ctx.alpha), grad_logdet, None
 
-    return register(
-        f"{name}(Tensor x, Tensor logdet, float alpha) -> (Tensor, Tensor)",
-        forward, outputs, setup_context=setup_context, backward=op_backward,
-    )  # fmt: skip
+    return register_kernel(
+        f"{name}(Tensor x, Tensor logdet, float alpha) -> (Tensor out, Tensor logdet_out)",
+        "logit",
+        _decode_twin if decode else _encode_twin,
+        _outputs,
+        sizes=images,
+        constants={"decode": decode},
+        setup_context=setup_context,
+        backward=backward,
+    )
 
 
 _encode, _decode = _make(False), _make(True)
 
-
-def _dequantise_native(x: Tensor, levels: int, seed: int, offset: int) -> Tensor:
-    if not backend.native(x):
-        return reference.dequantise(x, levels, seed, offset)
-    out = x.new_empty(x.shape)
-    x = x.contiguous()
-    backend._C.dequantise(
-        x.numel(), levels, seed, offset, backend.arg(x), backend.arg(out), backend.place(x)
-    )
-    return out
-
-
-_dequantise = register(
-    "dequantise(Tensor x, int levels, int seed, int offset) -> Tensor",
-    _dequantise_native,
-    lambda x, levels, seed, offset: x.new_empty(x.shape),
+_dequantise = register_kernel(
+    "dequantise(Tensor x, int levels, int seed, int offset) -> Tensor out",
+    "dequantise",
+    _dequantise_twin,
+    lambda x, *_: x.new_empty(x.shape),
+    sizes=elements,
 )
+
+# --- public functions -------------------------------------------------------------------------
 
 
 def _check(function: str, name: str, x: Tensor, logdet: Tensor, alpha: float) -> None:

@@ -5,34 +5,39 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .._base import backend
-from .._base.errors import require
-from . import reference
-from ._register import check_float, register
+from .._base.errors import is_whole, require
+from .._base.tensors import accumulated, check_float
+from ._kernel import elements
+from ._register import no_context, register_kernel
 
 
-def _quantise(x, bits, low, high):
-    if not backend.native(x):
-        return reference.quantise_ste(x.detach(), bits, low, high)
-    out = x.new_empty(x.shape)
-    x = x.contiguous()
-    backend._C.quantise(
-        x.numel(), bits, low, high, backend.arg(x), backend.arg(out), backend.place(x)
-    )
-    return out
+def _twin(x: Tensor, bits: int, low: float, high: float) -> Tensor:
+    """Nearest of 2^bits levels spaced evenly from low to high, ends included; ties go up.
+
+    bits = 1, low = -1, high = 1 is the sign, with sign(0) = +1. Gradient: straight through.
+    """
+    step = (high - low) / (2**bits - 1)
+    index = torch.floor((accumulated(x) - low) / step + 0.5).clamp(0, 2**bits - 1)
+    value = (low + index * step).to(x.dtype)
+    return x + (value - x).detach() if x.requires_grad else value
 
 
-def _no_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    pass
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    return grad, None, None, None
 
 
-_quantise_op = register(
-    "quantise_ste(Tensor x, int bits, float low, float high) -> Tensor",
-    _quantise, lambda x, bits, low, high: x.new_empty(x.shape), setup_context=_no_context,
-    backward=lambda ctx, grad: (grad, None, None, None),
-)  # fmt: skip
+_op = register_kernel(
+    "quantise_ste(Tensor x, int bits, float low, float high) -> Tensor out",
+    "quantise",
+    _twin,
+    lambda x, *_: x.new_empty(x.shape),
+    sizes=elements,
+    setup_context=no_context,
+    backward=_backward,
+)
 
 
 def quantise_ste(x: Tensor, bits: int, low: float, high: float) -> Tensor:
@@ -48,11 +53,11 @@ def quantise_ste(x: Tensor, bits: int, low: float, high: float) -> Tensor:
         ArgumentError: an argument that does not fit.
     """
     check_float("quantise_ste", "x", x)
-    good = isinstance(bits, int) and 1 <= bits <= 24
+    good = is_whole(bits, 1) and bits <= 24
     require(good, "quantise_ste", "bits", "an integer in 1..24", bits)
     finite = math.isfinite(low) and math.isfinite(high)
     require(finite and low < high, "quantise_ste", "high", f"a number above low = {low}", high)
-    return _quantise_op(x, bits, float(low), float(high))
+    return _op(x, bits, float(low), float(high))
 
 
 def sign_ste(x: Tensor) -> Tensor:

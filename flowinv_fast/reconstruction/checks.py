@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._base.backend import PRECISIONS
 from .._base.errors import require
-from ..protocols import PRECISIONS, Flow, Freezable, Frozen, NoiseModel, missing, provides
+from ..protocols import Flow, Freezable, Frozen, NoiseModel, missing, provides
 from .objectives import STARTS, Objective, generate, latent_size, log_noise_of
 
 

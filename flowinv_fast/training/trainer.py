@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._base.backend import PRECISIONS
 from .._base.errors import ArgumentError, is_whole, require
 from .._base.files import whole_file
 from ..data.images import image_grid, require_images, save_png
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
-from ..flows.frozen import PRECISIONS
 
 # Options that may change when a run goes on: none of them changes what is learnt.
 _FREE = ("epochs", "recompute", "compile")

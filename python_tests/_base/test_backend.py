@@ -12,13 +12,12 @@ import torch
 import flowinv_fast as ff
 from flowinv_fast import ArgumentError, ops
 from flowinv_fast._base import backend
+from flowinv_fast._base.constants import FALLBACK, Constants
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+    command, environment = [sys.executable, "-c", code], {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_show_config_tells_what_was_built():
@@ -68,6 +67,13 @@ def test_missing_module_says_how_to_get_it():
     assert run(code, FLOWINV_BACKEND="torch").returncode == 0
 
 
+def test_the_copy_of_the_constants_is_what_the_module_tells():
+    assert Constants(**backend._C.constants) == FALLBACK == backend.constants
+    code = "from flowinv_fast import ops; print(list(ops.MASKS), list(ops.SIGMA_KINDS))"
+    without = "import sys; sys.modules['flowinv_fast._C'] = None; " + code
+    assert run(without, FLOWINV_BACKEND="torch").stdout == run(code).stdout != ""
+
+
 def test_a_build_without_cuda_warns_once(monkeypatch):
     """Tensors no kernel serves go to the reference, with one warning that gives the reason."""
     monkeypatch.setattr(backend, "_warned", False)
@@ -81,6 +87,6 @@ def test_kernels_use_torchs_thread_count():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert backend.place(torch.zeros(1)) == (-1, 3, 0)
+        assert backend.execution(torch.zeros(1)) == (-1, 3, 0)
     finally:
         torch.set_num_threads(before)

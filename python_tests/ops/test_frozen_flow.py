@@ -8,6 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import record_twins
 import torch
 from flows.test_frozen import assert_exact, results
 from helpers import assert_names, strided
@@ -24,8 +25,6 @@ from flowinv_fast.ops.frozen_flow import (
     StandardiseRecord,
     frozen_flow_decode,
     frozen_flow_encode,
-    reference_decode,
-    reference_encode,
 )
 
 OPS = torch.ops.flowinv_fast
@@ -96,8 +95,8 @@ def applied(engine: FrozenEngine, decode: bool):
 
 def twin(engine: FrozenEngine, records, decode: bool):
     if decode:
-        return lambda z: reference_decode(z, records, engine.shape)
-    return lambda x: reference_encode(x, records)
+        return lambda z: record_twins.decode(z, records, engine.shape)
+    return lambda x: record_twins.encode(x, records)
 
 
 def problem(engine: FrozenEngine, decode: bool, batch: int):

@@ -27,6 +27,12 @@ def as_double(arguments):
     return [lift(a) for a in arguments]
 
 
+def leaves(arguments):
+    """Copies of the floating-point tensors that want a gradient, and the other arguments."""
+    wanted = lambda a: isinstance(a, torch.Tensor) and a.is_floating_point()
+    return [a.clone().requires_grad_() if wanted(a) else a for a in arguments]
+
+
 def compare(actual, expected, dtype, n):
     for got, want in zip(tensors_of(actual), tensors_of(expected), strict=True):
         assert got.shape == want.shape
@@ -78,11 +84,7 @@ def test_rules_of_torch_library(case, device):
         arguments = case.draw(torch.float64, device, batch)
         torch.library.opcheck(case.op, arguments)
         if case.differentiable:
-            wanted = [
-                a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point()
-                else a for a in arguments
-            ]  # fmt: skip
-            torch.library.opcheck(case.op, wanted)
+            torch.library.opcheck(case.op, leaves(arguments))
 
 
 def differentiable_inputs(case, device):
@@ -114,9 +116,7 @@ def test_first_and_second_derivatives(case, device):
 def test_strides_do_not_matter(case, device):
     for _ in range(10):
         arguments = case.draw(torch.float32, device, 3)
-        views = [
-            strided(a) if isinstance(a, torch.Tensor) and a.dim() else a for a in arguments
-        ]  # fmt: skip
+        views = [strided(a) if isinstance(a, torch.Tensor) and a.dim() else a for a in arguments]
         for got, want in zip(
             tensors_of(case.op(*views)), tensors_of(case.op(*arguments)), strict=True
         ):
@@ -155,10 +155,7 @@ def test_every_output_is_written(case, device):
 @pytest.mark.parametrize("name", [c.name for c in CASES if not c.differentiable])
 def test_missing_gradients_raise(name):
     case = next(c for c in CASES if c.name == name)
-    arguments = [
-        a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
-        for a in case.draw(torch.float32, torch.device("cpu"), 2)
-    ]  # fmt: skip
+    arguments = leaves(case.draw(torch.float32, torch.device("cpu"), 2))
     outputs = [
         o for o in tensors_of(case.op(*arguments)) if o.is_floating_point() and o.requires_grad
     ]

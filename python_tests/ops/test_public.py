@@ -9,7 +9,8 @@ import torch
 from helpers import assert_names
 
 from flowinv_fast import ops
-from flowinv_fast.ops import reference
+from flowinv_fast._base import backend
+from flowinv_fast.ops._kernel import Kernel
 
 MASKS = list(ops.MASKS)
 
@@ -74,8 +75,8 @@ def test_adam_equals_torchs(dtype):
 
 def test_adam_on_an_empty_batch():
     empty, loss = torch.zeros(0, 3), torch.zeros(0)
-    ops.adam_step_(empty, empty.clone(), empty.clone(), empty.clone(), empty.clone(), loss,
-                   loss.clone(), torch.zeros(0) > 0, torch.ones(2).double())  # fmt: skip
+    images = [empty.clone() for _ in range(5)]
+    ops.adam_step_(*images, loss, loss.clone(), torch.zeros(0) > 0, torch.ones(2).double())
 
 
 def test_factor_out_and_in():
@@ -114,6 +115,9 @@ def test_sums_over_images_accumulate_in_float32():
 X, RAW, GAIN, LOGDET = coupling("channel_first", torch.float32)
 IMAGE = torch.zeros(2, 1, 4, 4)
 PLACES = torch.zeros(2, 1, 3, dtype=torch.int64)
+FIVE = [IMAGE.clone() for _ in range(5)]
+VALUES = torch.zeros(2), torch.zeros(2), torch.ones(2) > 0
+RATES = torch.ones(2).double()
 encode = lambda *a: lambda: ops.affine_coupling_encode(*a)
 BAD = {
     "x-type": ("x", encode([1], RAW, GAIN, LOGDET, "channel_first")),
@@ -143,13 +147,10 @@ BAD = {
     "bank": ("bank", lambda: ops.digit_overlay(torch.zeros(2, 5, 5), (1, 1, 4, 4), 1, 0)),
     "count": ("count", lambda: ops.digit_overlay(torch.zeros(2, 2, 2), (1, 1, 4, 4), -1, 0)),
     "bits": ("bits", lambda: ops.quantise_ste(IMAGE, 0, -1.0, 1.0)),
-    "rates": ("rates", lambda: ops.adam_step_(*[IMAGE.clone() for _ in range(5)], torch.zeros(2),
-                                              torch.zeros(2), torch.ones(2) > 0, torch.ones(2))),
+    "rates": ("rates", lambda: ops.adam_step_(*FIVE, *VALUES, torch.ones(2))),
     "lr": ("lr", lambda: ops.adam_rates(torch.tensor([0.1, -0.1]))),
-    "best": ("best", lambda: ops.adam_step_(*[IMAGE.clone() for _ in range(4)], IMAGE.mT,
-                                            torch.zeros(2), torch.zeros(2), torch.ones(2) > 0,
-                                            torch.ones(2).double())),
-}  # fmt: skip
+    "best": ("best", lambda: ops.adam_step_(*FIVE[:4], IMAGE.mT, *VALUES, RATES)),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -159,8 +160,6 @@ def test_bad_argument_is_named(case):
 
 def test_the_compiled_module_refuses_what_would_leave_memory():
     """Called past the checks of Python: short tensors and absurd sizes are errors, not crashes."""
-    from flowinv_fast._base import backend
-
     z, out = torch.randn(1, 4), torch.zeros(1)
     call = lambda batch, n, source: backend._C.standard_normal_log_prob(
         batch, n, source, backend.arg(out), (0, 0, 0), (-1, 1, 0)
@@ -168,16 +167,28 @@ def test_the_compiled_module_refuses_what_would_leave_memory():
     call(1, 4, backend.arg(z))
     torch.testing.assert_close(out, torch.distributions.Normal(0, 1).log_prob(z).sum(1))
     good = backend.arg(z)
-    for bad in ((1, 5, good), (2, 4, good), (-1, 4, good), (2**40, 2**40, good),
-                (1, 4, (0, 4, 0)), (1, 4, (good[0], 4, 4)), (1, 4, (good[0], 4, 99))):  # fmt: skip
+    sizes = ((1, 5, good), (2, 4, good), (-1, 4, good), (2**40, 2**40, good))
+    tensors = ((1, 4, (0, 4, 0)), (1, 4, (good[0], 4, 4)), (1, 4, (good[0], 4, 99)))
+    for bad in (*sizes, *tensors):
         with pytest.raises(ValueError):
             call(*bad)
+    for bad in ((1, 4, good[:2]), (1, 4, 7), (1.5, 4, good)):
+        with pytest.raises(TypeError):
+            call(*bad)
+    with pytest.raises(TypeError):
+        backend._C.standard_normal_log_prob(1, 4, good)
 
 
-def test_reference_twins_exist_for_every_op():
+def test_every_op_has_a_twin():
+    """But for the frozen flow, which is compared with the flow that it was made from."""
     names = {n for n in dir(torch.ops.flowinv_fast) if not n.startswith("_")} - {"name"}
     for name in names:
-        assert hasattr(reference, name.rstrip("_")), name
+        assert name.startswith("frozen_flow") or callable(ops.twin(name)), name
+
+
+def test_a_schema_that_lacks_a_field_of_its_kernel_is_an_error():
+    with pytest.raises(TypeError, match="log_prob"):
+        Kernel("standard_normal_log_prob", "f(Tensor z) -> Tensor out", lambda z: z.shape)
 
 
 @pytest.mark.parametrize("mask", MASKS)

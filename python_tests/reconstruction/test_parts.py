@@ -13,7 +13,8 @@ import flowinv_fast as ff
 from flowinv_fast import Status, noise, operators, strategies
 from flowinv_fast._base import backend
 from flowinv_fast.data import sample_images
-from flowinv_fast.experiments.demo import tasks
+from flowinv_fast.experiments.demo import demos
+from flowinv_fast.experiments.methods import map_options
 from flowinv_fast.reconstruction import memory as _memory
 from flowinv_fast.reconstruction import problem as _problem
 
@@ -48,11 +49,12 @@ def test_default_precision_solves_as_well_as_the_float32_reference(monkeypatch):
 def test_demo_tasks_are_solved_as_well_as_by_plain_torch(name, monkeypatch):
     """Mean PSNR within 0.05 dB. Single images part by up to 0.1 dB: rounding decides between near
     optima; the mean of four was within 0.01 dB in every run."""
-    (task,) = (t for t in tasks(0) if t.name == name)
-    prior, x = ff.load_flow(task.prior), sample_images(task.images, 4)
-    y = ff.measure(x, task.operator, task.drawn, torch.Generator().manual_seed(0))
-    options = {**task.ours, **QUIET, "steps": 60}
-    solve = lambda: ff.reconstruct(y, task.operator, prior, task.noise, **options)
+    (demo,) = (demo for demo in demos(0) if demo.name == name)
+    setting, dataset = demo.setting, demo.setting.dataset
+    prior, x = ff.load_flow(dataset.flow), sample_images(dataset.images, 4)
+    y = ff.measure(x, setting.operator, setting.noise_source, torch.Generator().manual_seed(0))
+    options = {**map_options(setting), **QUIET, "steps": 60}
+    solve = lambda: ff.reconstruct(y, setting.operator, prior, setting.noise, **options)
     frozen = solve()
     monkeypatch.setattr(_problem, "freeze", lambda part, precision, y: part)
     monkeypatch.setattr(backend, "choice", "torch")

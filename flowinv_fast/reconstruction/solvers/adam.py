@@ -37,22 +37,16 @@ def minimise(
     steps, or when its loss is not finite; the others go on, and nothing of one image enters
     another's iterates.
 
-    Args:
-        evaluate: variable (B, ...) to Terms of (B,).
-        start: first variable (B, ...); not changed.
-        steps, lr: number of steps and step size; with ``schedule`` "cosine" the step size falls
-            to zero along half a cosine, with "constant" it stays.
-        tol, patience: the stopping rule; tol 0 takes all steps.
-        active: (B,) bool, images to solve; None is all.
-        path: easier problems, followed until a share of the steps, ``path.exact``, is left. The
-            best iterate is chosen among those of the exact problem.
-        callback: called with (step, losses (B,), variable) after each evaluation.
-        bar: progress bar to advance.
+    Args are those of every solver (``common.Solver``). With ``schedule`` "cosine" the step size
+    falls to zero along half a cosine, with "constant" it stays; tol 0 takes all steps. A ``path``
+    is followed until a share of the steps, ``path.exact``, is left, and the best iterate is chosen
+    among those of the exact problem.
+
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
     first_exact = steps - round(path.exact * steps) if path else 0
-    state = _Adam(evaluate, start, steps, lr, schedule, tol, patience, active)
+    state = AdamState(evaluate, start, steps, lr, schedule, tol, patience, active)
 
     def take(which: range, path: Path | None) -> None:
         """Some of the steps; without a path all are of one problem, which a graph can hold."""
@@ -87,7 +81,7 @@ def _capturable(start: Tensor, steps: int) -> bool:
     return start.is_cuda and steps >= _LOOK
 
 
-class _Adam:
+class AdamState:
     """Everything a solve changes, on its device, so that a step needs nothing from the host."""
 
     def __init__(
@@ -167,7 +161,7 @@ class _Adam:
         return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
 
 
-def _report(state: _Adam, step: int, callback: Callback | None, bar: tqdm | None) -> None:
+def _report(state: AdamState, step: int, callback: Callback | None, bar: tqdm | None) -> None:
     if callback:
         callback(step, state.shown.clone(), state.x.clone())  # the state's own change later
     if bar is not None:

@@ -15,7 +15,7 @@ import flowinv_fast as ff
 from flowinv_fast import noise, operators
 from flowinv_fast.reconstruction import objectives
 from flowinv_fast.reconstruction.solvers import graph as _graph
-from flowinv_fast.reconstruction.solvers.adam import _Adam
+from flowinv_fast.reconstruction.solvers.adam import AdamState
 
 SHAPE = (1, 8, 8)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,7 +50,7 @@ LAWS = {
 CASES = [("identity", law) for law in LAWS] + [(operator, "gaussian") for operator in OPERATORS]
 
 
-def state_of(operator, law, space="latent", device="cpu", **options) -> _Adam:
+def state_of(operator, law, space="latent", device="cpu", **options) -> AdamState:
     prior = random_flow(SHAPE, 0.3, hidden=8, scales=2, blocks=1).freeze(device=device)
     operator = operator.to(device)
     y = operator(torch.rand(3, *SHAPE, device=device)).detach()
@@ -58,7 +58,7 @@ def state_of(operator, law, space="latent", device="cpu", **options) -> _Adam:
     start = start if space == "latent" else start.view(3, *SHAPE)
     evaluate = functools.partial(ff.MAP(1.0, space).evaluate, y, operator, prior, law)
     settings = {"steps": 40, "lr": 0.1, "schedule": "cosine", "tol": 1e-3, "patience": 5}
-    return _Adam(evaluate, start, **{**settings, **options}, active=None)
+    return AdamState(evaluate, start, **{**settings, **options}, active=None)
 
 
 @pytest.mark.parametrize("space", ["latent", "image"])
@@ -89,7 +89,7 @@ def test_patience_is_counted_on_the_device():
         loss = next(calls) + 0 * x.sum(1)
         return objectives.Terms(loss, loss, loss)
 
-    state = _Adam(evaluate, torch.zeros(1, 2), 9, 0.1, "constant", 1e-2, 3, None)
+    state = AdamState(evaluate, torch.zeros(1, 2), 9, 0.1, "constant", 1e-2, 3, None)
     active = []
     for _ in range(7):
         state.advance()
