@@ -50,8 +50,8 @@ def main() -> None:
             gap = (found.loss - least).median().item()
             facts = {"task": demo.name, "objective": objective, "start": start, "lr": lr}
             rows.append({**facts, "psnr": psnr, "loss_gap": gap})
-            told = (f"{v:.2f}" if isinstance(v, float) else v for v in rows[-1].values())
-            print(*told, flush=True)
+            cells = (f"{v:.2f}" if isinstance(v, float) else v for v in rows[-1].values())
+            print(*cells, flush=True)
     where = conditions("cpu", images=arguments.images, steps=arguments.steps, seed=0)
     print("wrote", write("defaults", {"conditions": where, "rows": rows}))
 

@@ -262,8 +262,10 @@ def main() -> None:
     for key, batch in itertools.product(arguments.shapes, arguments.batches):
         for row in rows(SHAPES[key], batch, device):
             found.append(measure(*row, [batch, *SHAPES[key]], device, arguments.rounds, bandwidth))
-            told = "  ".join(f"{k} {v:5.2f}x" for k, v in found[-1]["ratio"].items() if k != "ours")
-            print(f"{found[-1]['shape']!s:18} {found[-1]['op']:34} {told}", flush=True)
+            ratios = "  ".join(
+                f"{k} {v:5.2f}x" for k, v in found[-1]["ratio"].items() if k != "ours"
+            )
+            print(f"{found[-1]['shape']!s:18} {found[-1]['op']:34} {ratios}", flush=True)
     where = conditions(device, rounds=arguments.rounds, seed=0, statistic="median of rounds")
     print("wrote", write("kernels", {"conditions": where, "rows": found}, arguments.out))
 

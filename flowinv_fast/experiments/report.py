@@ -73,15 +73,15 @@ def _mean(row: Row) -> float:
 
 
 def _noise_model_claims(result: Result) -> list[tuple[str, str]]:
-    told = []
+    found = []
     for kind in ("gan", "vae"):
         mle, csgm = (rows_of(result, "digits", f"{name}-{kind}") for name in ("mle", "csgm"))
         if mle and csgm:
             gain = psnrs(mle[0]) - psnrs(csgm[0])
             claim = f"The right noise model helps the same generator ({kind.upper()}, digits)"
             number = f"{gain.mean():+.2f} dB, 95 % interval +-{interval(gain):.2f}"
-            told.append((claim, f"MLE minus CSGM: {number}"))
-    return told
+            found.append((claim, f"MLE minus CSGM: {number}"))
+    return found
 
 
 def _measurements_claim(result: Result) -> list[tuple[str, str]]:
@@ -111,14 +111,14 @@ def _sensitivity_claim(result: Result) -> list[tuple[str, str]]:
 
 
 def _digits_claims(result: Result) -> list[tuple[str, str]]:
-    told = []
+    found = []
     for row in rows_of(result, "digits", MAP_METHOD):
         gain = _mean(row) - _mean(rows_of(result, "digits", "noisy")[0])
         gap = np.median([image["gap"] for image in row["images"] if image["gap"] is not None])
-        told.append(("Digits removed", f"{gain:+.2f} dB over the noisy image 2y"))
+        found.append(("Digits removed", f"{gain:+.2f} dB over the noisy image 2y"))
         claim = "The solver finds a loss no higher than the truth's (digits)"
-        told.append((claim, f"median gap {gap:+.1f} nats"))
-    return told
+        found.append((claim, f"median gap {gap:+.1f} nats"))
+    return found
 
 
 def _overshoot_claim(result: Result) -> list[tuple[str, str]]:

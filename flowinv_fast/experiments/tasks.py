@@ -150,9 +150,9 @@ _M, _LEVEL = "measurements m", "noise level"
 
 
 def _over_m(dataset: Dataset, quick: bool) -> list[Point]:
-    middle = dataset.representative[quick]
+    chosen = dataset.representative[quick]
     numbers = lambda m: {"m": m, "level": 0.3, "mean": 0.3}
-    return [Point(numbers(m), f"m = {m}", {_M: m}, m == middle) for m in dataset.sensing[quick]]
+    return [Point(numbers(m), f"m = {m}", {_M: m}, m == chosen) for m in dataset.sensing[quick]]
 
 
 def _one_m(dataset: Dataset, quick: bool) -> list[Point]:
@@ -160,8 +160,8 @@ def _one_m(dataset: Dataset, quick: bool) -> list[Point]:
 
 
 def _over_c(dataset: Dataset, quick: bool) -> list[Point]:
-    levels, middle = ((0.1, 0.3), 0.3) if quick else ((0.05, 0.1, 0.2, 0.3, 0.4), 0.2)
-    return [Point({"c": c}, f"c = {c:g}", {"c": c}, c == middle) for c in levels]
+    levels, chosen = ((0.1, 0.3), 0.3) if quick else ((0.05, 0.1, 0.2, 0.3, 0.4), 0.2)
+    return [Point({"c": c}, f"c = {c:g}", {"c": c}, c == chosen) for c in levels]
 
 
 def _over_m_and_level(dataset: Dataset, quick: bool) -> list[Point]:
