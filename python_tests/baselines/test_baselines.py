@@ -113,9 +113,14 @@ def test_bad_argument_of_lasso_is_named(case):
     argument, change = BAD_LASSO[case]
     operator = operators.GaussianSensing(10, SHAPE)
     call = {
-        "y": torch.zeros(2, 10), "operator": operator, "adjoint": operator.adjoint, "shape": SHAPE,
-        "alpha": 0.1, "steps": 2, **change,
-    }  # fmt: skip
+        "y": torch.zeros(2, 10),
+        "operator": operator,
+        "adjoint": operator.adjoint,
+        "shape": SHAPE,
+        "alpha": 0.1,
+        "steps": 2,
+        **change,
+    }
     assert_names(argument, lambda: lasso_dct(**call))
 
 
@@ -198,9 +203,12 @@ BAD_WIENER = {
 def test_bad_argument_of_wiener_is_named(case):
     argument, change = BAD_WIENER[case]
     call = {
-        "y": torch.zeros(2, 10), "operator": operators.GaussianSensing(10, SHAPE),
-        "images": random_images(5).float(), "std": 0.1, **change,
-    }  # fmt: skip
+        "y": torch.zeros(2, 10),
+        "operator": operators.GaussianSensing(10, SHAPE),
+        "images": random_images(5).float(),
+        "std": 0.1,
+        **change,
+    }
     assert_names(argument, lambda: wiener(**call))
 
 

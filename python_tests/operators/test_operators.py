@@ -26,9 +26,10 @@ LINEAR = {
     "blur": lambda: operators.Blur(torch.randn(3, 5)),
     "downsample": lambda: operators.Downsample(3),
     "sensing": lambda: operators.GaussianSensing(7, SHAPE, seed=2),
-    "composed": lambda: operators.GaussianSensing(5, (2, 2, 3)) @ operators.Downsample(3)
-    @ operators.Scale(2.0),
-}  # fmt: skip
+    "composed": lambda: (
+        operators.GaussianSensing(5, (2, 2, 3)) @ operators.Downsample(3) @ operators.Scale(2.0)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -164,9 +165,10 @@ def test_parameters_per_image_follow_their_images():
     shape = tuple(x.shape)
     factor, mask = torch.rand(3, 1, 1, 1), (torch.rand(3, *SHAPE) > 0.5).double()
     for f in (
-        operators.Scale(factor), operators.Inpaint(mask),
+        operators.Scale(factor),
+        operators.Inpaint(mask),
         operators.Downsample(3) @ operators.Scale(factor) @ operators.Inpaint(mask),
-    ):  # fmt: skip
+    ):
         torch.testing.assert_close(f.select(part, (3, 7))(x[part]), f(x)[part])
         assert f(x).shape[0] == 3  # as it was
     for f in (operators.Scale(0.5), operators.Inpaint(mask[0]), operators.Scale(factor[:1])):

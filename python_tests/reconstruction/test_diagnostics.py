@@ -54,9 +54,15 @@ def test_the_bound_is_met_with_equality_by_an_isotropic_gaussian_prior():
     prior = AffineFlow(torch.randn(SHAPE).double(), torch.full(SHAPE, std).double())
     delta = s * images()
     found = ff.reconstruct(
-        prior.mean + delta, operators.Identity(), prior, noise.Gaussian(s), objective="map-image",
-        steps=800, lr=0.1, progress=False,
-    )  # fmt: skip
+        prior.mean + delta,
+        operators.Identity(),
+        prior,
+        noise.Gaussian(s),
+        objective="map-image",
+        steps=800,
+        lr=0.1,
+        progress=False,
+    )
     got = recovery_bound(prior, found.x, delta.flatten(1).norm(dim=1), s)
     distance = (found.x - prior.mean).flatten(1).norm(dim=1)
     torch.testing.assert_close(got.mu, torch.full((3,), std**-2).double(), rtol=1e-6, atol=0)
@@ -187,9 +193,14 @@ def test_gaussian_posterior(name):
     precision = (a / std) ** 2 + prior.std**-2
     mean = (a * (y - offset) / std**2 + prior.mean / prior.std**2) / precision
     got = sample_posterior(
-        y.expand(chains, *SHAPE), operator, prior, noise.Gaussian(std, offset), 12, thin=8,
+        y.expand(chains, *SHAPE),
+        operator,
+        prior,
+        noise.Gaussian(std, offset),
+        12,
+        thin=8,
         seed=torch.randint(2**31, ()).item(),
-    )  # fmt: skip
+    )
     assert got.x.shape == (12, chains, *SHAPE)
     assert_calibrated(got.x, mean, precision**-0.5)
     torch.testing.assert_close(got.mean, got.x.mean(0))
@@ -219,9 +230,14 @@ def test_posterior_of_a_bent_flow_by_quadrature():
         means.append((density * x).sum())
         stds.append(math.sqrt((density * (x - means[-1]) ** 2).sum()))
     got = sample_posterior(
-        y.expand(chains, *Sinh.shape), operators.Identity(), Sinh(), noise.Gaussian(std), 12,
-        thin=8, seed=torch.randint(2**31, ()).item(),
-    )  # fmt: skip
+        y.expand(chains, *Sinh.shape),
+        operators.Identity(),
+        Sinh(),
+        noise.Gaussian(std),
+        12,
+        thin=8,
+        seed=torch.randint(2**31, ()).item(),
+    )
     shaped = lambda values: torch.tensor(values).view(Sinh.shape)
     assert_calibrated(got.x, shaped(means), shaped(stds))
 
@@ -329,7 +345,13 @@ BAD_SAMPLES = {
 def test_bad_argument_of_sampling_is_named(case, flow):
     argument, change = BAD_SAMPLES[case]
     call = {
-        "y": Y, "operator": operators.Identity(), "prior": flow, "noise": noise.Gaussian(0.5),
-        "samples": 2, "warm_up": 1, "thin": 1, **change,
-    }  # fmt: skip
+        "y": Y,
+        "operator": operators.Identity(),
+        "prior": flow,
+        "noise": noise.Gaussian(0.5),
+        "samples": 2,
+        "warm_up": 1,
+        "thin": 1,
+        **change,
+    }
     assert_names(argument, lambda: sample_posterior(**call))

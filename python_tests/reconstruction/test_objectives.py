@@ -104,10 +104,18 @@ def test_restarts_are_ranked_by_the_objective(affine):
             return -terms.loss
 
     y, weight = data(16), torch.rand(16, dtype=torch.float64)
-    solve = lambda kind: ff.reconstruct(
-        y, operators.Identity(), affine, objective=kind(weight), start="draw", steps=4, restarts=6,
-        **QUIET,
-    ).loss  # fmt: skip
+    solve = lambda kind: (
+        ff.reconstruct(
+            y,
+            operators.Identity(),
+            affine,
+            objective=kind(weight),
+            start="draw",
+            steps=4,
+            restarts=6,
+            **QUIET,
+        ).loss
+    )
     assert (solve(Worst) >= solve(Robust)).all() and (solve(Worst) > solve(Robust)).any()
 
 
@@ -152,9 +160,9 @@ def test_stages_share_the_steps(name, steps):
 def test_shares_are_rounded_down_and_the_rest_goes_where_it_may():
     stage = ff.Stage
     counts = lambda *shares, steps=10: [
-        count for *_, count in
-        allot(ff.Strategy(tuple(stage(share=s) for s in shares)), ff.MAP(), steps)
-    ]  # fmt: skip
+        count
+        for *_, count in allot(ff.Strategy(tuple(stage(share=s) for s in shares)), ff.MAP(), steps)
+    ]
     assert counts(0.25, None, 0.25) == [2, 6, 2]
     assert counts(0.35, 0.35) == [3, 7] and counts(0.5, 0.5, steps=5) == [2, 3]
     assert counts(0.01, None) == [10] and counts(None, 0.99, steps=1) == [1]
@@ -163,14 +171,24 @@ def test_shares_are_rounded_down_and_the_rest_goes_where_it_may():
 def test_a_strategy_of_ones_own(affine):
     """Stages go on from one another; the step size is that of the first."""
     y, seen = data(), []
-    plan = ff.Strategy((
-        ff.Stage(share=0.5, space="latent", tempering=0.2),
-        ff.Stage(share=0.25, rate=0.1, schedule="constant"), ff.Stage("lbfgs"),
-    ))  # fmt: skip
+    plan = ff.Strategy(
+        (
+            ff.Stage(share=0.5, space="latent", tempering=0.2),
+            ff.Stage(share=0.25, rate=0.1, schedule="constant"),
+            ff.Stage("lbfgs"),
+        )
+    )
     got = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.4), objective="map-image", strategy=plan,
-        steps=100, callback=lambda step, loss, x: seen.append((step, x.dim())), **QUIET,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.4),
+        objective="map-image",
+        strategy=plan,
+        steps=100,
+        callback=lambda step, loss, x: seen.append((step, x.dim())),
+        **QUIET,
+    )
     dims = [dim for _, dim in seen]
     assert dims == [2] * 50 + [4] * 50 and [step for step, _ in seen[50:75]] == list(range(25))
     precision = 1 / 0.4**2 + 1 / affine.std**2
@@ -181,9 +199,16 @@ def test_a_strategy_of_ones_own(affine):
 def test_a_strategy_over_latents_only_still_returns_images(affine):
     y, plan = data(), ff.Strategy((ff.Stage(space="latent"),))
     solve = lambda goal, how: ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.4), objective=goal, strategy=how,
-        steps=12, lr=0.05, **QUIET,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.4),
+        objective=goal,
+        strategy=how,
+        steps=12,
+        lr=0.05,
+        **QUIET,
+    )
     got, want = solve("map-image", plan), solve("map", "adam")
     torch.testing.assert_close(got.x, want.x)
     torch.testing.assert_close(got.loss, want.loss)
@@ -196,19 +221,29 @@ def test_an_interrupt_between_spaces_returns_images(affine):
             raise KeyboardInterrupt
 
     got = ff.reconstruct(
-        data(), operators.Identity(), affine, noise.Gaussian(0.4), objective="map-image",
-        strategy="latent-first", steps=20, callback=stop, **QUIET,
-    )  # fmt: skip
+        data(),
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.4),
+        objective="map-image",
+        strategy="latent-first",
+        steps=20,
+        callback=stop,
+        **QUIET,
+    )
     assert got.status == [ff.Status.INTERRUPTED] * 3 and got.x.shape == (3, *SHAPE)
     assert torch.isfinite(got.loss).all() and len(got.history) == 4
 
 
 def test_functions_vary_the_strategies_of_the_table():
     make = {
-        "adam": strategies.adam, "lbfgs": strategies.lbfgs, "latent-first": strategies.latent_first,
-        "smoothed": strategies.smoothed, "tempered": strategies.tempered,
+        "adam": strategies.adam,
+        "lbfgs": strategies.lbfgs,
+        "latent-first": strategies.latent_first,
+        "smoothed": strategies.smoothed,
+        "tempered": strategies.tempered,
         "annealed": strategies.annealed,
-    }  # fmt: skip
+    }
     assert {name: call() for name, call in make.items()} == strategies.STRATEGIES
     assert strategies.annealed(tempering=0.1).stages[0].smoothing == 0.1
 
@@ -217,9 +252,7 @@ def test_functions_vary_the_strategies_of_the_table():
 
 
 def one_bit(affine, operator, y, **options):
-    return ff.reconstruct(
-        y, operator, affine, noise.Gaussian(0.5), steps=20, **options, **QUIET
-    )  # fmt: skip
+    return ff.reconstruct(y, operator, affine, noise.Gaussian(0.5), steps=20, **options, **QUIET)
 
 
 def test_a_callback_that_raises_leaves_the_operator_as_it_was(affine):
@@ -305,18 +338,31 @@ def test_config_says_what_was_done(affine):
     beta, y = torch.tensor([0.1, 0.5, 1.0]), data()
     z = torch.zeros(3, SIZE, dtype=torch.float64)
     got = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.4), objective=ff.MAP(beta, "image"),
-        strategy="latent-first", steps=6, restarts=2, seed=5, start=z, **QUIET,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.4),
+        objective=ff.MAP(beta, "image"),
+        strategy="latent-first",
+        steps=6,
+        restarts=2,
+        seed=5,
+        start=z,
+        **QUIET,
+    )
     config = json.loads(json.dumps(got.config))
     assert config == got.config
     assert config["objective"] == {"name": "map-image", "beta": beta.tolist(), "space": "image"}
     assert [stage["space"] for stage in config["strategy"]["stages"]] == ["latent", "image"]
     rest = {k: config[k] for k in ("steps", "lr", "start", "restarts", "precision", "seed")}
     assert rest == {
-        "steps": 6, "lr": 0.1, "start": "a tensor (3, 16)", "restarts": 2, "precision": "fp32",
+        "steps": 6,
+        "lr": 0.1,
+        "start": "a tensor (3, 16)",
+        "restarts": 2,
+        "precision": "fp32",
         "seed": 5,
-    }  # fmt: skip
+    }
     assert config["version"] == ff.__version__
     got = ff.reconstruct(y, operators.Identity(), affine, noise.Gaussian(0.4), steps=2, **QUIET)
     assert got.config["objective"]["beta"] == 1.0 and got.config["start"] == "measurement"

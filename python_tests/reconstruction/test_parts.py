@@ -69,9 +69,10 @@ def test_a_fast_precision_ends_in_float32(flow):
         y, operators.Identity(), flow, law, steps=100, **QUIET, **options
     )
     exact, fast, raw = (
-        solve(), solve(precision="bf16"),
+        solve(),
+        solve(precision="bf16"),
         solve(precision="bf16", strategy=strategies.adam(polish=0.0)),
-    )  # fmt: skip
+    )
     want = -law.log_prob(y - fast.x) - flow.log_prob(fast.x)
     torch.testing.assert_close(fast.loss, want, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(fast.loss, exact.loss, rtol=0.02, atol=1.0)
@@ -147,9 +148,10 @@ LAWS = {
     "sinusoidal": lambda: noise.Sinusoidal(0.1 + torch.rand(5)),
     "placed": lambda: noise.PlacedFlowNoise(
         random_flow((1, 4, 4), 0.3, hidden=8, scales=1, blocks=1),
-        torch.tensor([[[0, i, i]] for i in range(5)]), 0.3,
+        torch.tensor([[[0, i, i]] for i in range(5)]),
+        0.3,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -161,10 +163,18 @@ def test_parts_equal_the_whole(flow, law, start, monkeypatch):
     beta = torch.rand(5, generator=torch.Generator().manual_seed(1))
     plan = strategies.annealed() if law == "placed" else strategies.smoothed(0.1)
     solve = lambda: ff.reconstruct(
-        y, operator, flow, model, objective=ff.MAP(beta), strategy=plan,
+        y,
+        operator,
+        flow,
+        model,
+        objective=ff.MAP(beta),
+        strategy=plan,
         start=start if start == "draw" else torch.linspace(-1, 1, 5 * 64).view(5, 64),
-        steps=12, restarts=2, seed=3, **QUIET,
-    )  # fmt: skip
+        steps=12,
+        restarts=2,
+        seed=3,
+        **QUIET,
+    )
     whole = solve()
     each = _memory.planned(flow.freeze(), model, y)
     monkeypatch.setattr(_memory, "available", lambda device: int(2.2 * each / 0.8))
@@ -231,9 +241,14 @@ def test_interrupt_in_the_first_part_returns_all_images(flow, monkeypatch):
 
     monkeypatch.setattr(_memory, "images_at_once", lambda *_: 2)
     got = ff.reconstruct(
-        measurements(), operators.Identity(), flow, noise.Gaussian(0.3), steps=9, callback=stop,
+        measurements(),
+        operators.Identity(),
+        flow,
+        noise.Gaussian(0.3),
+        steps=9,
+        callback=stop,
         **QUIET,
-    )  # fmt: skip
+    )
     assert got.status == [Status.INTERRUPTED] * 5 and got.x.shape == (5, *SHAPE)
     assert torch.isfinite(got.loss).all() and got.history.shape == (4, 5)
 
@@ -247,8 +262,11 @@ def test_the_plan_is_told(flow, capsys):
 
 
 def test_page_cache_that_can_go_is_available(tmp_path, monkeypatch):
-    for name, text in (("max", "3000\n"), ("current", "2900\n"),
-                       ("stat", "anon 400\ninactive_file 2000\nactive_file 500\n")):  # fmt: skip
+    for name, text in (
+        ("max", "3000\n"),
+        ("current", "2900\n"),
+        ("stat", "anon 400\ninactive_file 2000\nactive_file 500\n"),
+    ):
         (tmp_path / f"memory.{name}").write_text(text)
     monkeypatch.setattr(_memory, "_GROUP", tmp_path)
     assert _memory.available(torch.device("cpu")) == 2100

@@ -201,19 +201,33 @@ def test_eight_together_equal_each_alone(flow, start):
     for i in singles:
         one = slice(i, i + 1)
         alone = ff.reconstruct(
-            y[one], operators.Scale(factor[one]), flow, noise.Gaussian(sigma[one]),
-            objective=ff.MAP(beta[one]), **settings,
-        )  # fmt: skip
+            y[one],
+            operators.Scale(factor[one]),
+            flow,
+            noise.Gaussian(sigma[one]),
+            objective=ff.MAP(beta[one]),
+            **settings,
+        )
         torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(alone.loss[0], together.loss[i], rtol=1e-9, atol=1e-9)
 
 
 def test_same_seed_same_bits_and_torch_generators_untouched(flow):
     y, before = data(), torch.get_rng_state()
-    draw = lambda seed: ff.reconstruct(
-        y, operators.Identity(), flow, noise.Gaussian(0.5), start="draw", restarts=2, steps=5,
-        strategy=strategies.smoothed(0.1), seed=seed, progress=False,
-    ).x  # fmt: skip
+    draw = lambda seed: (
+        ff.reconstruct(
+            y,
+            operators.Identity(),
+            flow,
+            noise.Gaussian(0.5),
+            start="draw",
+            restarts=2,
+            steps=5,
+            strategy=strategies.smoothed(0.1),
+            seed=seed,
+            progress=False,
+        ).x
+    )
     assert torch.equal(draw(7), draw(7))
     assert not torch.equal(draw(7), draw(8))
     assert torch.equal(before, torch.get_rng_state())
@@ -237,9 +251,16 @@ def test_each_image_stops_on_its_own(affine):
     y = affine.mean.expand(2, *SHAPE).clone()
     y[1] += 50
     got = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.5), start="zeros", steps=60, lr=0.05,
-        strategy=strategies.adam("constant", tol=1e-6, patience=5), progress=False,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.5),
+        start="zeros",
+        steps=60,
+        lr=0.05,
+        strategy=strategies.adam("constant", tol=1e-6, patience=5),
+        progress=False,
+    )
     assert got.status == [Status.CONVERGED, Status.MAX_STEPS]
     assert got.steps[0] < 20 and got.steps[1] == 60
 
@@ -303,9 +324,14 @@ def test_interrupt_keeps_the_best_so_far(affine):
 
     y = data()
     got = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.5), callback=stop, progress=False,
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.5),
+        callback=stop,
+        progress=False,
         restarts=3,
-    )  # fmt: skip
+    )
     assert got.status == [Status.INTERRUPTED] * 3 and (got.loss <= got.history[0]).all()
 
 
@@ -342,9 +368,14 @@ def test_given_starts(flow):
     settings = {"steps": 1, "lr": 1e-12, "progress": False}
     for goal, start in [("map", z), ("map", x), ("map-image", x), ("map-image", z)]:
         got = ff.reconstruct(
-            y, operators.Identity(), flow, noise.Gaussian(0.5), objective=goal, start=start,
+            y,
+            operators.Identity(),
+            flow,
+            noise.Gaussian(0.5),
+            objective=goal,
+            start=start,
             **settings,
-        )  # fmt: skip
+        )
         torch.testing.assert_close(got.x, x, atol=1e-6, rtol=0)
 
 
@@ -408,9 +439,14 @@ BAD = {
 def test_bad_argument_is_named(case, flow):
     argument, change = BAD[case]
     call = {
-        "y": data(), "operator": operators.Identity(), "prior": flow, "noise": noise.Gaussian(0.5),
-        "steps": 2, "progress": False, **change,
-    }  # fmt: skip
+        "y": data(),
+        "operator": operators.Identity(),
+        "prior": flow,
+        "noise": noise.Gaussian(0.5),
+        "steps": 2,
+        "progress": False,
+        **change,
+    }
     message = assert_names(argument, lambda: ff.reconstruct(**call))
     assert message.startswith(f"reconstruct: {argument}: expected ")
 

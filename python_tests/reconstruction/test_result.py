@@ -28,15 +28,17 @@ def affine() -> AffineFlow:
 def found(affine, batch: int = 3, **options) -> Reconstruction:
     y = torch.randn(batch, *SHAPE, dtype=torch.float64)
     y[:1] = math.nan  # a status of its own
-    return ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.4), **options, **QUIET
-    )  # fmt: skip
+    return ff.reconstruct(y, operators.Identity(), affine, noise.Gaussian(0.4), **options, **QUIET)
 
 
 CASES = {
-    "latent": {}, "image": {"objective": "map-image"}, "no-density": {"objective": "csgm"},
-    "empty": {"batch": 0}, "one": {"batch": 1}, "weights": {"objective": ff.MAP(torch.ones(3))},
-}  # fmt: skip
+    "latent": {},
+    "image": {"objective": "map-image"},
+    "no-density": {"objective": "csgm"},
+    "empty": {"batch": 0},
+    "one": {"batch": 1},
+    "weights": {"objective": ff.MAP(torch.ones(3))},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -74,10 +76,15 @@ def header(**changes) -> dict:
 def tensors(**changes) -> dict:
     one, images = torch.zeros(2), torch.zeros(2, *SHAPE)
     whole = {
-        "x": images, "z": torch.zeros(2, 16), "noise": images.clone(), "loss": one,
-        "log_noise": one.clone(), "log_prior": one.clone(), "history": torch.zeros(5, 2),
+        "x": images,
+        "z": torch.zeros(2, 16),
+        "noise": images.clone(),
+        "loss": one,
+        "log_noise": one.clone(),
+        "log_prior": one.clone(),
+        "history": torch.zeros(5, 2),
         "steps": torch.zeros(2, dtype=torch.long),
-    }  # fmt: skip
+    }
     return {k: v for k, v in {**whole, **changes}.items() if v is not None}
 
 

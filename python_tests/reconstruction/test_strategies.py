@@ -36,9 +36,17 @@ def test_every_strategy_finds_the_closed_form_in_the_steps_it_was_given(affine, 
     y, std, steps = torch.randn(3, *SHAPE, dtype=torch.float64), 0.4, 400
     law, seen = Counted(std), []
     got = ff.reconstruct(
-        y, operators.Identity(), affine, law, objective=goal, strategy=strategy, steps=steps,
-        lr=0.1, callback=lambda step, losses, x: seen.append(losses), progress=False,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        law,
+        objective=goal,
+        strategy=strategy,
+        steps=steps,
+        lr=0.1,
+        callback=lambda step, losses, x: seen.append(losses),
+        progress=False,
+    )
     precision = 1 / std**2 + 1 / affine.std**2
     want = (y / std**2 + affine.mean / affine.std**2) / precision
     torch.testing.assert_close(got.x, want, atol=0.06, rtol=0)
@@ -62,9 +70,16 @@ def test_latent_first_hands_its_solution_on(affine):
     y, variables = torch.randn(2, *SHAPE, dtype=torch.float64), []
     settings = {"lr": 0.05, "progress": False}
     ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.3), objective="map-image", steps=20,
-        strategy="latent-first", callback=lambda step, losses, x: variables.append(x), **settings,
-    )  # fmt: skip
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.3),
+        objective="map-image",
+        steps=20,
+        strategy="latent-first",
+        callback=lambda step, losses, x: variables.append(x),
+        **settings,
+    )
     alone = ff.reconstruct(
         y, operators.Identity(), affine, noise.Gaussian(0.3), steps=10, strategy="adam", **settings
     )
@@ -101,9 +116,12 @@ def test_a_given_number_takes_the_place_of_the_strategys():
 
 def test_unknown_strategy_is_named(affine):
     y = torch.randn(1, *SHAPE, dtype=torch.float64)
-    assert_names("strategy", lambda: ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(1.0), strategy="luck"
-    ))  # fmt: skip
+    assert_names(
+        "strategy",
+        lambda: ff.reconstruct(
+            y, operators.Identity(), affine, noise.Gaussian(1.0), strategy="luck"
+        ),
+    )
 
 
 def test_overshoot_is_told_where_the_prior_knows_its_peak(affine):
@@ -112,9 +130,15 @@ def test_overshoot_is_told_where_the_prior_knows_its_peak(affine):
     affine.info = {"log_prob_peak": mode.item() - 0.05 * affine.mean.numel() - 1}
     y = affine.mean + 3 * affine.std * torch.tensor([1.0, -1.0]).double().view(2, 1, 1, 1)
     solve = lambda std, **options: ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(std), steps=300, lr=0.1, progress=False,
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(std),
+        steps=300,
+        lr=0.1,
+        progress=False,
         **options,
-    )  # fmt: skip
+    )
     assert solve(100.0).prior_overshoot.tolist() == [True, True]
     assert solve(0.01).prior_overshoot.tolist() == [False, False]
     assert solve(0.01, objective="mle", start="zeros").prior_overshoot is None

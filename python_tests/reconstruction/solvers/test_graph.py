@@ -212,7 +212,11 @@ def test_an_operator_that_reads_back_is_solved_without_a_graph():
     reading = lambda x: x * float(x.detach().abs().max() > 0)
     with pytest.warns(UserWarning, match="no CUDA graph"):
         got = ff.reconstruct(
-            torch.rand(2, *SHAPE).cuda(), reading, prior, noise.Gaussian(0.3), steps=40,
+            torch.rand(2, *SHAPE).cuda(),
+            reading,
+            prior,
+            noise.Gaussian(0.3),
+            steps=40,
             progress=False,
-        )  # fmt: skip
+        )
     assert torch.isfinite(got.loss).all()
