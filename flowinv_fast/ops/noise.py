@@ -215,7 +215,7 @@ def sigma_map(
     floor: float = 0.0,
     ceiling: float = math.inf,
 ) -> Tensor:
-    """Standard deviations of a structured noise (METHOD, noise models).
+    """Standard deviations of a structured noise (docs/method.md, section 4).
 
     constant: level. sinusoidal_exp: level exp(sin(2 pi row / rate)) / e. sinusoidal_expm1: level
     (exp(sin(2 pi row / rate)) - 1) / (e - 1). radial: level exp(-rate d^2), d in pixels from
