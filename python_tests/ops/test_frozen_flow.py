@@ -334,10 +334,6 @@ def test_an_engine_goes_with_its_last_user():
     assert_names("engine", lambda: OPS.frozen_flow_encode(x, None, handle))
 
 
-def test_precisions_are_those_of_the_compiled_module():
-    assert tuple(backend._C.PRECISIONS) == PRECISIONS
-
-
 # --- what is refused -----------------------------------------------------------------------------
 
 
