@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,7 @@ class StandardiseRecord:
     """z = (x - mean) / std.
 
     Args:
-        mean, std: (C, H, W) of the layer's input; std positive, which is not checked.
+        mean, std: (C, H, W) of the layer's input; std positive.
 
     >>> records = [StandardiseRecord(torch.full((1, 1, 2), 3.0), torch.full((1, 1, 2), 2.0))]
     >>> frozen_flow_encode(torch.tensor([[[[5.0, 9.0]]]]), FrozenEngine((1, 1, 2), records))[0]
@@ -67,6 +68,8 @@ class StandardiseRecord:
     def pack(self, plan: Packing) -> None:
         mean = _numbers("mean", self.mean, plan.state)
         std = _numbers("std", self.std, plan.state)
+        good = bool((std > 0).all()) and bool(torch.isfinite(std).all())
+        require(good, "FrozenEngine", "std", "positive finite numbers", std.min().item())
         plan.add_standardise(backend.arg(mean), backend.arg(std))
 
 
@@ -120,6 +123,11 @@ class MixingRecord:
     def pack(self, plan: Packing) -> None:
         channels = plan.state[0]
         weight = _numbers("weight", self.weight, (channels, channels), torch.float64)
+        size = torch.linalg.slogdet(weight)[1].item()
+        require(math.isfinite(size), "FrozenEngine", "weight", "an invertible matrix", "another")
+        agree = abs(size - self.log_size_sum) <= 1e-3 * (channels + abs(size))
+        wanted = f"log|det| of the weight, {size:g}"
+        require(agree, "FrozenEngine", "log_size_sum", wanted, self.log_size_sum)
         plan.add_mixing(backend.arg(weight), float(self.log_size_sum))
 
 
