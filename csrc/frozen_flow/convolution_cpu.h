@@ -48,6 +48,12 @@ FI_HD void store_vector(float* p, const V& v) {
 FI_HD std::uint16_t signs(const Block& x) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  __m256 half[2];
+  std::memcpy(half, &x, sizeof half);
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(half[0], _mm256_setzero_ps(), _CMP_GT_OQ));
+  const int high = _mm256_movemask_ps(_mm256_cmp_ps(half[1], _mm256_setzero_ps(), _CMP_GT_OQ));
+  return std::uint16_t(low | high << 8);
 #else
   std::uint16_t bits = 0;
   for (int c = 0; c < kBlock; ++c) bits |= std::uint16_t(x[c] > 0.0f) << c;
@@ -58,6 +64,17 @@ FI_HD std::uint16_t signs(const Block& x) {
 FI_HD Block keep(std::uint16_t bits, const Block& x) {
 #if defined(__AVX512F__)
   return (Block)_mm512_maskz_mov_ps(bits, (__m512)x);
+#elif defined(__AVX2__)
+  const __m256i of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  Block kept;
+  for (int half = 0; half < 2; ++half) {
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(bits >> 8 * half), of_lane);
+    __m256 part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&x) + 32 * half, sizeof part);
+    part = _mm256_and_ps(part, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, of_lane)));
+    std::memcpy(reinterpret_cast<char*>(&kept) + 32 * half, &part, sizeof part);
+  }
+  return kept;
 #else
   Block kept;
   for (int c = 0; c < kBlock; ++c) kept[c] = bits >> c & 1 ? x[c] : 0.0f;
