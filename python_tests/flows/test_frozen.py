@@ -290,9 +290,11 @@ def test_layers_that_the_engine_does_not_know():
     behind = scramble(Flow([*small_layers(), Turned()], config), 0.3)
     strange = Flow(small_layers(), config)
     strange.layers[2].conditioner = torch.nn.Conv2d(2, 4, 1)
-    assert front.freeze().compiled
+    watched = Flow(small_layers(), config)
+    watched.conditioners()[0].blocks.register_forward_hook(lambda module, inputs, h: 2 * h)
+    assert front.freeze().compiled and not scramble(watched).freeze().compiled
     assert not behind.freeze().compiled and not scramble(strange).freeze().compiled
-    for flow in (front, behind, strange):
+    for flow in (front, behind, strange, watched):
         for decode in (True, False):
             assert_exact(errors(flow, flow.freeze(), decode, 9), 2e-5)
     x = torch.randn(2, 1, 4, 4)
