@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
+import pybind11
 import pytest
 import torch
 
@@ -64,3 +69,26 @@ def assert_names(argument: str, call: Callable[[], object]) -> str:
         call()
     assert caught.value.argument == argument
     return str(caught.value)
+
+
+def build_shim(source: Path) -> Path:
+    """The compiled module with the CUDA kernels as fibers (csrc/tests/host_shim.h), of this source
+    tree; what was built before is kept in its folder build/."""
+    build = source / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
+    options = {
+        "FLOWINV_HOST_SHIM": "ON",
+        "FLOWINV_WERROR": "ON",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    defines = [f"-D{name}={value}" for name, value in options.items()]
+    checked(["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *defines])
+    checked(["cmake", "--build", str(build)])
+    return build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def checked(command: list[str], **options) -> str:
+    """What a command prints; one that fails is a failure that shows it."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

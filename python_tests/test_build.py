@@ -97,7 +97,7 @@ def test_register_and_spill_budget(source, tmp_path):
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
     assert registers and len(spills) >= len(registers)
-    assert max(registers) <= (168 if source.parent.name == "conditioner" else 64)
+    assert max(registers) <= (168 if source.parent.name == "frozen_flow" else 64)
     assert all(int(spill) == 0 and int(stack) <= 40 for stack, spill in spills), spills
 
 

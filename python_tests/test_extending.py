@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
 import pytest
+from helpers import build_shim, checked
 
 from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.flows.io import ARCHITECTURES
@@ -88,25 +87,9 @@ def extended_tree() -> Path:
         name = old.relative_to(folder).as_posix()
         if name.startswith(("csrc/", "python_tests/")) and name not in texts and old.is_file():
             old.unlink()
-    build = folder / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
-    options = {
-        "FLOWINV_HOST_SHIM": "ON",
-        "FLOWINV_WERROR": "ON",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-    }
-    defines = [f"-D{name}={value}" for name, value in options.items()]
-    checked(["cmake", "-S", str(folder), "-B", str(build), "-G", "Ninja", *defines])
-    checked(["cmake", "--build", str(build)])
-    module = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    shutil.copy(build / module, folder / "flowinv_fast" / module)
+    module = build_shim(folder)
+    shutil.copy(module, folder / "flowinv_fast" / module.name)
     return folder
-
-
-def checked(command: list[str], **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("tests", ["ops/test_ops.py", "test_native.py"])

@@ -29,12 +29,11 @@ PYTHON_FLOORS = {
     "reconstruction": 5,
     "training": 6,
     "baselines": 6,
-    "interop": 6,
     "experiments": 7,
     "cli": 8,
 }
 # All other families are on floor 1. Nothing but the tests includes tests.
-C_FLOORS = {"common": 0, "conditioner": 2, "frozen_flow": 2, "bindings": 3, "tests": 4}
+C_FLOORS = {"common": 0, "frozen_flow": 2, "bindings": 3, "tests": 4}
 BACKEND = "flowinv_fast/_base/backend.py"  # the only module that loads _C
 KERNEL_CALLERS = (BACKEND, "flowinv_fast/ops/")  # the only ones that use it
 

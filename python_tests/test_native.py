@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
-import pybind11
 import pytest
 import torch
 from flows.test_frozen import assert_exact, errors, random_flow
+from helpers import build_shim, checked
 from op_cases import CASES, IDS, acc
 from ops import test_frozen_flow as layers
 from ops.test_ops import as_double, compare, tensors_of
@@ -28,24 +25,9 @@ from flowinv_fast._base.tensors import accumulate_dtype
 ROOT = Path(__file__).parent.parent
 
 
-def checked(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-
-
 @pytest.fixture(scope="module")
 def shim_module():
-    build = ROOT / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
-    options = {
-        "FLOWINV_HOST_SHIM": "ON",
-        "FLOWINV_WERROR": "ON",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-    }
-    defines = [f"-D{name}={value}" for name, value in options.items()]
-    checked(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *defines])
-    checked(["cmake", "--build", str(build)])
-    path = build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    path = build_shim(ROOT)
     spec = importlib.util.spec_from_file_location("_C", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

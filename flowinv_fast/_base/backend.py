@@ -94,7 +94,15 @@ def partials(batch: int, n: int, like: Tensor) -> Tensor | None:
 
 
 def build_info() -> dict:
-    """What was built and what this machine offers, as plain values."""
+    """What was built and what this machine offers, as plain values.
+
+    Of the compiled module: version, compiler, cpu_kernels, cuda (the toolkit's version, empty where
+    there are no CUDA kernels), cuda_architectures and cpu_only_reason. Of this process: backend
+    (``FLOWINV_BACKEND``), torch, python, machine, threads and gpus.
+
+    >>> build_info()["torch"] == torch.__version__
+    True
+    """
     built = dict(_C.build_info) if _C is not None else {"cpu_only_reason": "no compiled module"}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -109,7 +117,14 @@ def build_info() -> dict:
 
 
 def show_config() -> str:
-    """``build_info`` as text, a line each."""
+    """``build_info`` as text, a line each, to print or to put into a report of a bug.
+
+    >>> print(show_config())  # doctest: +ELLIPSIS
+    flowinv_fast ... on Python ...
+    compiler     ...
+    CPU kernels  ... threads
+    ...
+    """
     info = build_info()
     cuda = (
         f"toolkit {info['cuda']}, architectures {info['cuda_architectures']}"

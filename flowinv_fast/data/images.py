@@ -35,6 +35,12 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
         uint8 tensor (N, C, H, W).
     Raises:
         ArgumentError: nothing readable there, or another size than wanted.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_png(torch.ones(3, 8, 12), f"{folder}/white.png")
+    ...     load_images(folder, (1, 4, 4)).shape
+    torch.Size([1, 1, 4, 4])
     """
     path = Path(path)
     require(path.exists(), "load_images", "path", "an existing file or folder", str(path))
@@ -143,7 +149,18 @@ def _fit(picture: Image.Image, size: tuple[int, int, int]) -> np.ndarray:
 
 
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tensor:
-    """Tile images (N, C, H, W) in [0, 1] into one (C, rows, columns) image, white gaps."""
+    """Tile images (N, C, H, W) in [0, 1] into one image (C, height, width), with white gaps.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], placed row by row.
+        columns: images in a row; None makes the grid about square.
+        pad: pixels of the gaps and of the frame.
+    Returns:
+        (C, R (H + pad) + pad, columns (W + pad) + pad) like images, R the number of rows.
+
+    >>> image_grid(torch.zeros(6, 1, 28, 28), columns=3).shape
+    torch.Size([1, 59, 88])
+    """
     count, channels, height, width = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
@@ -165,14 +182,36 @@ def fit_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def to_picture(image: Tensor, zoom: int = 1) -> Image.Image:
-    """An image (C, H, W), clipped to [0, 1], C 1 or 3, as 8-bit picture; zoom repeats pixels."""
+    """An image as an 8-bit picture of PIL.
+
+    Args:
+        image: (C, H, W), clipped to [0, 1]; C is 1 (grey) or 3 (colour).
+        zoom: width and height in the picture of every pixel, at least 1.
+
+    >>> to_picture(torch.tensor([[[0.0, 1.0, 0.5]]]), zoom=2).size  # width, height
+    (6, 2)
+    """
     array = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     array = array.repeat(zoom, 1).repeat(zoom, 2)
     return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
 
 
 def save_png(image: Tensor, path: str | os.PathLike, zoom: int = 1) -> None:
-    """Write an image (C, H, W) as PNG, clipped to [0, 1]; the file appears whole or not at all."""
+    """Write an image as an 8-bit PNG file, which appears whole or not at all.
+
+    Args:
+        image: (C, H, W), clipped to [0, 1]; C is 1 (grey) or 3 (colour).
+        path: file to write, in a folder that exists.
+        zoom: width and height in the file of every pixel, at least 1.
+    Raises:
+        OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_png(torch.ones(1, 2, 3), f"{folder}/white.png")
+    ...     load_images(folder).shape  # folders are read in colour
+    torch.Size([1, 3, 2, 3])
+    """
     with whole_file(path) as temporary:
         to_picture(image, zoom).save(temporary, format="PNG")
 
@@ -187,6 +226,9 @@ def sample_images(name: str, count: int | None = None) -> Tensor:
         float32 (count, 1, 28, 28) or (count, 3, 64, 64) in [0, 1].
     Raises:
         ArgumentError: an unknown name.
+
+    >>> sample_images("fashion-28", 4).shape
+    torch.Size([4, 1, 28, 28])
     """
     folder = Path(__file__).parent / "samples"
     names = sorted(path.stem for path in folder.glob("*.npy"))

@@ -20,11 +20,15 @@ class Stored:
     """Images in memory, each once an epoch, in an order that seed and epoch fix.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), N at least 1.
         flips: mirror every image left to right with probability 1/2.
         seed: of order and flips, below 2^40.
     Raises:
         ArgumentError: anything but uint8 images.
+
+    >>> stored = Stored(torch.zeros(10, 1, 28, 28, dtype=torch.uint8))
+    >>> len(stored), stored.batch(step=0, size=4).shape
+    (10, torch.Size([4, 1, 28, 28]))
     """
 
     def __init__(self, images: Tensor, flips: bool = False, seed: int = 0):
@@ -80,6 +84,13 @@ class Crops:
         seed: of everything drawn, below 2^40.
     Raises:
         ArgumentError: no readable pictures, a picture smaller than a crop, or bad sizes.
+
+    >>> import tempfile
+    >>> from flowinv_fast.data import save_png
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_png(torch.ones(3, 9, 12), f"{folder}/photograph.png")
+    ...     Crops(folder, size=(3, 4, 4)).batch(step=0, size=5).shape
+    torch.Size([5, 3, 4, 4])
     """
 
     def __init__(

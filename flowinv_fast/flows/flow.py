@@ -36,6 +36,11 @@ class FlowConfig:
             the [0, 1] range), unbounded support only; 0: uniform dequantisation instead.
     Raises:
         ArgumentError: a value out of its range; so do the configurations that build on this one.
+
+    Example:
+        >>> from flowinv_fast.flows import FlowConfig
+        >>> FlowConfig((1, 28, 28), bits=5)
+        FlowConfig(shape=(1, 28, 28), support='unbounded', bits=5, alpha=0.05, smoothing=0.08)
     """
 
     shape: Shape

@@ -29,6 +29,12 @@ class GlowConfig(MultiScaleConfig):
         support, bits, alpha, smoothing: see ``FlowConfig``.
     Raises:
         ArgumentError: a value out of its range.
+
+    Example:
+        >>> import flowinv_fast as ff
+        >>> config = ff.GlowConfig((3, 64, 64), hidden=32)
+        >>> config.scales, config.mixing, config.prior_hidden
+        (3, True, 32)
     """
 
     mixing: bool = True

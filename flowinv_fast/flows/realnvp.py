@@ -20,6 +20,12 @@ class RealNVPConfig(MultiScaleConfig):
         support, bits, alpha, smoothing: see ``FlowConfig``.
     Raises:
         ArgumentError: a value out of its range.
+
+    Example:
+        >>> import flowinv_fast as ff
+        >>> config = ff.RealNVPConfig((1, 28, 28), hidden=32)
+        >>> config.scales, config.blocks, config.support
+        (3, 2, 'unbounded')
     """
 
 

@@ -34,6 +34,15 @@ def save_generator(
         info: JSON-able facts to keep.
         dtype: storage type of floating-point weights (torch.float16 halves the file); None keeps
             them as they are.
+    Raises:
+        TypeError: info that JSON cannot hold.
+
+    >>> import tempfile
+    >>> generator = make(GeneratorConfig((1, 8, 8), "vae", latent_dim=2, width=4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_generator(generator, f"{folder}/mine.safetensors", {"data": "none"})
+    ...     load_generator(f"{folder}/mine.safetensors").info
+    {'data': 'none'}
     """
     stored = lambda _, t: t.to(dtype) if dtype and t.is_floating_point() else t
     header = {"config": generator.config.to_dict(), "info": info or {}}
@@ -63,5 +72,9 @@ def load_generator(
 
 
 def available_generators() -> dict[str, dict[str, Any]]:
-    """Names of the shipped generators, each with its provenance."""
+    """Names of the shipped generators, each with its provenance (data, epochs, seed, licence).
+
+    >>> available_generators()["fashion-vae-28"]["data"]
+    'Fashion-MNIST, 60,000 training images'
+    """
     return _FILES.available()

@@ -146,16 +146,28 @@ class _Generator(nn.Module):
 class DCGAN(_Generator):
     """The generator of a DCGAN: transposed convolutions with batch normalisation.
 
+    Called with latents (B, latent_dim), it gives images (B, C, H, W) in (0, 1).
+
     Args:
         config: its architecture.
+
+    >>> generator = DCGAN(GeneratorConfig((1, 8, 8), "dcgan", latent_dim=5, width=4)).eval()
+    >>> generator(torch.zeros(3, 5)).shape
+    torch.Size([3, 1, 8, 8])
     """
 
 
 class VAE(_Generator):
     """The decoder of a VAE: the mean image of a latent.
 
+    Called with latents (B, latent_dim), it gives images (B, C, H, W) in (0, 1).
+
     Args:
         config: its architecture.
+
+    >>> generator = VAE(GeneratorConfig((3, 8, 8), "vae", latent_dim=5, width=4)).eval()
+    >>> generator(torch.zeros(2, 5)).shape
+    torch.Size([2, 3, 8, 8])
     """
 
 

@@ -122,7 +122,18 @@ _ABILITIES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class LinearOperator(Composable):
-    """A linear f with its adjoint f^T."""
+    """A linear f with its adjoint f^T: sum(f(x) y) = sum(x f^T(y)).
+
+    One of your own has ``forward``, images (B, C, H, W) to measurements (B, ...), and ``adjoint``
+    the other way.
+
+    >>> import torch
+    >>> class Mirror(LinearOperator):
+    ...     def forward(self, x): return x.flip(3)
+    ...     def adjoint(self, y): return y.flip(3)
+    >>> (Scale(2.0) @ Mirror()).adjoint(torch.tensor([[[[1.0, 3.0]]]])).tolist()
+    [[[[6.0, 2.0]]]]
+    """
 
     def adjoint(self, y: Tensor) -> Tensor:
         """f^T y, shaped like the images."""

@@ -84,7 +84,9 @@ _gaussian_op = register_kernel(
 def gaussian_log_prob(
     y: Tensor, fx: Tensor, mean: float | Tensor = 0.0, std: float | Tensor = 1.0
 ) -> Tensor:
-    """log N(y - fx; mean, std^2 I), one value per image, its gradient computed in the same pass.
+    """log N(y - fx; mean, std^2), one value per image, its gradient computed in the same pass.
+
+    With r = y - fx - mean: -sum(r^2 / (2 std^2) + log std + log(2 pi) / 2), in nats.
 
     Args:
         y: measurements (B, ...); float32, float64, bfloat16 or float16.
@@ -95,6 +97,9 @@ def gaussian_log_prob(
         (B,), float32 (float64 for float64).
     Raises:
         ArgumentError: dtype, device or shape that does not fit.
+
+    >>> gaussian_log_prob(torch.zeros(2, 3), torch.ones(2, 3), std=0.5)
+    tensor([-6.6774, -6.6774])
     """
     name = "gaussian_log_prob"
     check_float(name, "fx", fx)
@@ -144,10 +149,17 @@ _normal_op = register_kernel(
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
-    """log N(z; 0, I) per image: (B, ...) to (B,), float32 (float64 for float64).
+    """log N(z; 0, I) = -sum(z^2 + log(2 pi)) / 2, one value per image, in nats.
 
+    Args:
+        z: latents (B, ...); float32, float64, bfloat16 or float16.
+    Returns:
+        (B,), float32 (float64 for float64).
     Raises:
         ArgumentError: not a floating-point tensor with a batch dimension.
+
+    >>> standard_normal_log_prob(torch.zeros(2, 3))
+    tensor([-2.7568, -2.7568])
     """
     check_float("standard_normal_log_prob", "z", z)
     require(z.dim() >= 1, "standard_normal_log_prob", "z", "a batch dimension", "a scalar")

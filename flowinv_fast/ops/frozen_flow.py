@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,15 @@ def _numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype=torch.floa
 
 @dataclass(frozen=True)
 class StandardiseRecord:
-    """z = (x - mean) / std; mean and std (C, H, W) of the layer's input, std positive."""
+    """z = (x - mean) / std.
+
+    Args:
+        mean, std: (C, H, W) of the layer's input; std positive.
+
+    >>> records = [StandardiseRecord(torch.full((1, 1, 2), 3.0), torch.full((1, 1, 2), 2.0))]
+    >>> frozen_flow_encode(torch.tensor([[[[5.0, 9.0]]]]), FrozenEngine((1, 1, 2), records))[0]
+    tensor([[1., 3.]])
+    """
 
     mean: Tensor
     std: Tensor
@@ -60,12 +69,19 @@ class StandardiseRecord:
     def pack(self, plan: Packing) -> None:
         mean = _numbers("mean", self.mean, plan.state)
         std = _numbers("std", self.std, plan.state)
+        good = bool((std > 0).all()) and bool(torch.isfinite(std).all())
+        require(good, "FrozenEngine", "std", "positive finite numbers", std.min().item())
         plan.add_standardise(backend.arg(mean), backend.arg(std))
 
 
 @dataclass(frozen=True)
 class SqueezeRecord:
-    """(C, H, W) to (4C, H/2, W/2), as ``ops.squeeze``; H and W even."""
+    """(C, H, W) to (4C, H/2, W/2), as ``ops.squeeze``; H and W even.
+
+    >>> engine = FrozenEngine((1, 2, 4), [SqueezeRecord()])
+    >>> frozen_flow_encode(torch.arange(8.0).view(1, 1, 2, 4), engine)[0]
+    tensor([[0., 2., 1., 3., 4., 6., 5., 7.]])
+    """
 
     def pack(self, plan: Packing) -> None:
         even = plan.state[1] % 2 == 0 and plan.state[2] % 2 == 0
@@ -76,7 +92,12 @@ class SqueezeRecord:
 
 @dataclass(frozen=True)
 class FactorOutRecord:
-    """The second half of the channels leaves as a latent; the number of channels is even."""
+    """The second half of the channels leaves as a latent; the number of channels is even.
+
+    >>> engine = FrozenEngine((2, 1, 1), [FactorOutRecord()])
+    >>> frozen_flow_encode(torch.tensor([[[[5.0]], [[7.0]]]]), engine)[0]  # it comes first
+    tensor([[7., 5.]])
+    """
 
     def pack(self, plan: Packing) -> None:
         wanted = "an even number of channels at every FactorOutRecord"
@@ -90,7 +111,11 @@ class MixingRecord:
 
     Args:
         weight: W (C, C); its inverse is computed in float64.
-        log_size_sum: log|det W|.
+        log_size_sum: log|det W|, which every pixel adds to the log-determinant.
+
+    >>> swap = MixingRecord(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), log_size_sum=0.0)
+    >>> frozen_flow_encode(torch.tensor([[[[5.0]], [[7.0]]]]), FrozenEngine((2, 1, 1), [swap]))[0]
+    tensor([[7., 5.]])
     """
 
     weight: Tensor
@@ -99,6 +124,11 @@ class MixingRecord:
     def pack(self, plan: Packing) -> None:
         channels = plan.state[0]
         weight = _numbers("weight", self.weight, (channels, channels), torch.float64)
+        size = torch.linalg.slogdet(weight)[1].item()
+        require(math.isfinite(size), "FrozenEngine", "weight", "an invertible matrix", "another")
+        agree = abs(size - self.log_size_sum) <= 1e-3 * (channels + abs(size))
+        wanted = f"log|det| of the weight, {size:g}"
+        require(agree, "FrozenEngine", "log_size_sum", wanted, self.log_size_sum)
         plan.add_mixing(backend.arg(weight), float(self.log_size_sum))
 
 
@@ -112,10 +142,17 @@ class CouplingRecord:
     Args:
         mask: one of ``ops.MASKS``: the transformed elements.
         gain: bound of s per transformed channel, (C,) or (C/2,) for channel masks.
-        convs: (weight, bias) of first, before and after of each block, and last.
+        convs: (weight, bias) of first, before and after of each block, and last; weight
+            (outputs, inputs, 3, 3), bias (outputs,).
         inverse: encode by the formula of decode, z = (x - t) exp(-s), and decode by that of
             encode. Before a ``FactorOutRecord``, mask "channel_second", this is a conditional
             prior of the half that leaves, with mean t and standard deviation exp(s).
+
+    >>> first = torch.zeros(1, 1, 3, 3), torch.zeros(1)
+    >>> last = torch.zeros(2, 1, 3, 3), torch.tensor([0.0, 3.0])  # s = 0, t = 3
+    >>> record = CouplingRecord("channel_first", torch.ones(1), [first, last])
+    >>> frozen_flow_encode(torch.ones(1, 2, 1, 1), FrozenEngine((2, 1, 1), [record]))[0]
+    tensor([[4., 1.]])
     """
 
     mask: str
@@ -165,10 +202,15 @@ class FrozenEngine:
         weight_bytes: size of the packed weights.
         saved_bytes, work_bytes: per image, kept for the backward pass, and used during a call on a
             CUDA device.
+        shape, precision, device: as given.
         n: numbers of an image, C H W.
     Raises:
         ArgumentError: weights of the wrong shape, layers that do not fit the state they are
             handed, a precision or a device that is not to be had here.
+        ValueError: the weight of a ``MixingRecord`` has no inverse.
+
+    >>> FrozenEngine((1, 4, 4), [SqueezeRecord(), FactorOutRecord()])
+    FrozenEngine(1 x 4 x 4, fp32 on cpu)
     """
 
     def __init__(

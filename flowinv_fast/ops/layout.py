@@ -84,6 +84,9 @@ def squeeze(x: Tensor) -> Tensor:
 
     Raises:
         ArgumentError: not a floating-point image batch, or odd H or W.
+
+    >>> squeeze(torch.arange(8.0).view(1, 1, 2, 4)).tolist()
+    [[[[0.0, 2.0]], [[1.0, 3.0]], [[4.0, 6.0]], [[5.0, 7.0]]]]
     """
     check_float("squeeze", "x", x, 4)
     even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
@@ -96,6 +99,9 @@ def unsqueeze(x: Tensor) -> Tensor:
 
     Raises:
         ArgumentError: not a floating-point image batch, or channels no multiple of 4.
+
+    >>> unsqueeze(torch.arange(4.0).view(1, 4, 1, 1)).tolist()
+    [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
     check_float("unsqueeze", "x", x, 4)
     require(x.shape[1] % 4 == 0, "unsqueeze", "x", "channels in a multiple of 4", tuple(x.shape))
@@ -105,10 +111,14 @@ def unsqueeze(x: Tensor) -> Tensor:
 def factor_out(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split (B, C, H, W) into what goes on (B, C/2, H, W) and the latent (B, C/2 H W).
 
-    Both are views of x where x is contiguous: nothing is copied.
+    The latent is the second half of the channels. Both are views of x where x is contiguous:
+    nothing is copied.
 
     Raises:
-        ArgumentError: not a floating-point image batch, or odd channels.
+        ArgumentError: not a floating-point image batch, or an odd number of channels.
+
+    >>> factor_out(torch.arange(4.0).view(1, 2, 1, 2))
+    (tensor([[[[0., 1.]]]]), tensor([[2., 3.]]))
     """
     check_float("factor_out", "x", x, 4)
     require(x.shape[1] % 2 == 0, "factor_out", "x", "an even number of channels", tuple(x.shape))
@@ -121,6 +131,9 @@ def factor_in(kept: Tensor, latent: Tensor) -> Tensor:
 
     Raises:
         ArgumentError: shapes, dtypes or devices that do not belong together.
+
+    >>> factor_in(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[2.0, 3.0]])).tolist()
+    [[[[0.0, 1.0]], [[2.0, 3.0]]]]
     """
     check_float("factor_in", "kept", kept, 4)
     check_like("factor_in", "latent", latent, kept, (len(kept), math.prod(kept.shape[1:])))

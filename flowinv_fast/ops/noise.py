@@ -215,7 +215,7 @@ def sigma_map(
     floor: float = 0.0,
     ceiling: float = math.inf,
 ) -> Tensor:
-    """Standard deviations of a structured noise (METHOD, noise models).
+    """Standard deviations of a structured noise (docs/method.md, section 4).
 
     constant: level. sinusoidal_exp: level exp(sin(2 pi row / rate)) / e. sinusoidal_expm1: level
     (exp(sin(2 pi row / rate)) - 1) / (e - 1). radial: level exp(-rate d^2), d in pixels from
@@ -225,11 +225,15 @@ def sigma_map(
         level: (B,), one value per image; gives device and dtype.
         shape: (C, H, W).
         kind: constant, sinusoidal_exp, sinusoidal_expm1 or radial.
-        rate: period in rows, or decay per squared pixel.
+        rate: period in rows, or decay per squared pixel; positive, not used by constant.
+        floor, ceiling: bounds of the result, 0 <= floor <= ceiling.
     Returns:
-        (B, C, H, W). No gradient.
+        (B, C, H, W) like level. No gradient.
     Raises:
         ArgumentError: an argument that does not fit.
+
+    >>> sigma_map(torch.tensor([0.2]), (1, 1, 3), "radial", rate=0.5)
+    tensor([[[[0.1213, 0.2000, 0.1213]]]])
     """
     sizes = _check_map("sigma_map", level, shape, kind, rate, floor, ceiling)
     return _map_op(level.detach(), *sizes)
@@ -250,11 +254,17 @@ def structured_noise(
 
     Args:
         mean, level: (B,), one value per image; level gives device and dtype.
-        seed, offset: Philox stream.
+        shape, kind, rate, floor, ceiling: as for ``sigma_map``.
+        seed, offset: Philox stream; the call uses ceil(numel / 4) offsets.
     Returns:
-        (B, C, H, W). No gradient.
+        (B, C, H, W) like level. No gradient.
     Raises:
         ArgumentError: an argument that does not fit.
+
+    >>> mean, level = torch.tensor([5.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> structured_noise(mean, level, (1, 1, 2), "constant", seed=0).flatten(1)
+    tensor([[ 5.0000,  5.0000],
+            [-0.6176, -0.4821]])
     """
     sizes = _check_map("structured_noise", level, shape, kind, rate, floor, ceiling)
     check_like("structured_noise", "mean", mean, level, level.shape)
@@ -268,15 +278,19 @@ def digit_overlay(
     """Digits of a bank at random places and in random channels, overlaps summed.
 
     Args:
-        bank: (M, h, w) digits, images or flow draws; gives device and dtype.
+        bank: (M, h, w) digits, images or flow draws, floating point; gives device and dtype.
         shape: (B, C, H, W) of the overlays, H >= h, W >= w.
-        count: digits per image.
+        count: K, digits per image.
         seed, offset: Philox stream; digit k of image b uses block offset + b count + k.
     Returns:
         overlay (B, C, H, W), places (B, K, 3) int64 (channel, top row, left column), and index
-        (B, K) into the bank. No gradient.
+        (B, K) int64 into the bank. No gradient.
     Raises:
         ArgumentError: an argument that does not fit.
+
+    >>> overlay, places, index = digit_overlay(torch.ones(1, 1, 1), (1, 1, 2, 2), 3, seed=0)
+    >>> places.tolist(), overlay.tolist()
+    ([[[0, 1, 1], [0, 1, 0], [0, 0, 0]]], [[[[1.0, 0.0], [1.0, 1.0]]]])
     """
     name = "digit_overlay"
     check_float(name, "bank", bank, 3)

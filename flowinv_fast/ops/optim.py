@@ -59,8 +59,13 @@ def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
 
     Args:
         lr: step sizes (T,), positive or zero.
+        beta1, beta2: decay of the averages of the gradient and of its square, in [0, 1).
     Raises:
         ArgumentError: lr of another shape, or negative.
+
+    >>> adam_rates(torch.tensor([0.1, 0.1]))
+    tensor([[ 1.0000, 31.6228],
+            [ 0.5263, 22.3663]], dtype=torch.float64)
     """
     good = lr.dim() == 1 and bool((lr >= 0).all())
     require(good, "adam_rates", "lr", "step sizes (T,), not negative", tuple(lr.shape))
@@ -84,18 +89,28 @@ def adam_step_(
 ) -> None:
     """One Adam step (Kingma and Ba, 2015) per image in place, keeping the best iterate so far.
 
-    Where ``loss < best_loss``, best takes x (before the step) and best_loss takes loss. An image
-    that is not active, or whose loss is not finite, is left untouched.
+    With m = exp_avg and v = exp_avg_sq: m += (1 - beta1) (grad - m), v += (1 - beta2)
+    (grad^2 - v), then x -= rates[0] m / (sqrt(v) rates[1] + eps). Where ``loss < best_loss``, best
+    takes x (before the step) and best_loss takes loss. An image that is not active, or whose loss
+    is not finite, is left untouched.
 
     Args:
-        x, exp_avg, exp_avg_sq, best: (B, ...), contiguous, changed.
+        x, exp_avg, exp_avg_sq, best: (B, ...) floating point, contiguous, changed.
         grad: gradient of the loss at x, like x.
         loss: loss at x (B,), float32 (float64 for float64).
         best_loss: like loss, changed.
         active: (B,) bool.
         rates: (2,) float64, a row of ``adam_rates`` made with the same betas.
+        beta1, beta2, eps: of Adam; the betas in [0, 1), eps positive.
     Raises:
         ArgumentError: an argument that does not fit.
+
+    >>> x, average, average_sq, best = torch.zeros(4, 1, 2)  # one image of two numbers
+    >>> grad, rates = torch.tensor([[4.0, -0.5]]), adam_rates(torch.tensor([0.1]))[0]
+    >>> loss, best_loss, active = torch.ones(1), torch.tensor([torch.inf]), torch.tensor([True])
+    >>> adam_step_(x, grad, average, average_sq, best, loss, best_loss, active, rates)
+    >>> x, best_loss
+    (tensor([[-0.1000,  0.1000]]), tensor([1.]))
     """
     name = "adam_step_"
     check_float(name, "x", x)

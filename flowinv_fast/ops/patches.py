@@ -132,9 +132,13 @@ def gather_patches(image: Tensor, places: Tensor, size: tuple[int, int]) -> Tens
         places: (B, K, 3) int64: channel, top row, left column; patches lie inside the image.
         size: (h, w) of a patch.
     Returns:
-        (B, K, h, w).
+        (B, K, h, w), dtype of the image.
     Raises:
         ArgumentError: dtype, device, shape or places that do not fit.
+
+    >>> image, places = torch.arange(9.0).view(1, 1, 3, 3), torch.tensor([[[0, 1, 1]]])
+    >>> gather_patches(image, places, (2, 2)).tolist()
+    [[[[4.0, 5.0], [7.0, 8.0]]]]
     """
     check_float("gather_patches", "image", image, 4)
     _check_places("gather_patches", image.shape[0], places, size, image.shape[1:], image.device)
@@ -149,9 +153,13 @@ def scatter_patches(patches: Tensor, places: Tensor, shape: tuple[int, int, int]
         places: (B, K, 3) int64, as for ``gather_patches``.
         shape: (C, H, W) of the images.
     Returns:
-        (B, C, H, W).
+        (B, C, H, W), dtype of the patches; zero where no patch lies.
     Raises:
         ArgumentError: dtype, device, shape or places that do not fit.
+
+    >>> places = torch.tensor([[[0, 0, 0], [0, 0, 1]]])  # two patches that share a pixel
+    >>> scatter_patches(torch.ones(1, 2, 1, 2), places, (1, 1, 3)).tolist()
+    [[[[1.0, 2.0, 1.0]]]]
     """
     check_float("scatter_patches", "patches", patches, 4)
     require(len(shape) == 3 and min(shape) >= 1, "scatter_patches", "shape", "(C, H, W)", shape)

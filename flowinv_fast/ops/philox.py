@@ -108,10 +108,19 @@ _gaussian_op = register_kernel(
 def random_bits(
     n: int, seed: int, offset: int = 0, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """n random 32-bit integers as int64 in [0, 2^32), by the contract above.
+    """n random 32-bit integers: (n,) int64 in [0, 2^32), elements of the stream (seed, offset).
 
+    Four of them use one offset. They are the same on every device.
+
+    Args:
+        n: how many, at least 0.
+        seed, offset: Philox stream, each in 0 .. 2^63 - 1.
+        device: where to make them.
     Raises:
         ArgumentError: negative n, or seed or offset that cannot be.
+
+    >>> random_bits(6, seed=0)[4:], random_bits(2, seed=0, offset=1)
+    (tensor([4175744164, 1555169499]), tensor([4175744164, 1555169499]))
     """
     require(is_whole(n), "random_bits", "n", "a non-negative integer", n)
     check_seed("random_bits", seed, offset)
@@ -127,9 +136,14 @@ def gaussian_noise(
         mean: a number, or a tensor like std.
         std: tensor that broadcasts to ``shape``; gives device and dtype. No gradient.
         shape: (B, ...) of the result.
-        seed, offset: Philox stream.
+        seed, offset: Philox stream; the call uses ceil(numel / 4) offsets.
+    Returns:
+        Tensor of this shape, like std.
     Raises:
         ArgumentError: dtype, device, shape, seed or offset that does not fit.
+
+    >>> gaussian_noise(0.0, torch.tensor(1.0), (1, 4), seed=0)
+    tensor([[ 0.9911, -0.9247, -0.6176, -0.4821]])
     """
     name, shape = "gaussian_noise", [*shape]
     check_float(name, "std", std)

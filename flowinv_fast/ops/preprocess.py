@@ -130,13 +130,17 @@ def logit_encode(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tenso
     """z = logit(p), p = alpha + (1 - 2 alpha) x.
 
     Args:
-        x: (B, ...) in [0, 1]; NaN comes back where p is outside (0, 1).
+        x: images (B, ...) in [0, 1]; float32, float64, bfloat16 or float16. NaN comes back where p
+            is outside (0, 1).
         logdet: running log-determinant (B,), float32 (float64 for float64).
-        alpha: margin in (0, 0.5).
+        alpha: margin in (0, 0.5), which keeps z finite at 0 and 1.
     Returns:
         z like x, and logdet + sum of log(1 - 2 alpha) - log p - log(1 - p).
     Raises:
         ArgumentError: dtype, device, shape or alpha that does not fit.
+
+    >>> logit_encode(torch.tensor([[0.0, 0.5, 1.0]]), torch.zeros(1), alpha=0.1)
+    (tensor([[-2.1972,  0.0000,  2.1972]]), tensor([5.5328]))
     """
     _check("logit_encode", "x", x, logdet, alpha)
     return _encode(x, logdet, alpha)
@@ -145,10 +149,17 @@ def logit_encode(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tenso
 def logit_decode(z: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """x = (sigmoid(z) - alpha) / (1 - 2 alpha), the inverse of ``logit_encode``.
 
+    Args:
+        z: (B, ...); float32, float64, bfloat16 or float16.
+        logdet, alpha: as for ``logit_encode``.
     Returns:
-        x like z, and logdet + log|det dx/dz| (the decode direction).
+        x like z, up to alpha / (1 - 2 alpha) beyond [0, 1], and logdet + log|det dx/dz| (the
+        decode direction).
     Raises:
         ArgumentError: dtype, device, shape or alpha that does not fit.
+
+    >>> logit_decode(torch.tensor([[0.0]]), torch.zeros(1), alpha=0.1)
+    (tensor([[0.5000]]), tensor([-1.1632]))
     """
     _check("logit_decode", "z", z, logdet, alpha)
     return _decode(z, logdet, alpha)
@@ -158,12 +169,17 @@ def dequantise(x: Tensor, levels: int, seed: int, offset: int = 0) -> Tensor:
     """(round(x (levels - 1)) + u) / levels, u uniform on [0, 1).
 
     Args:
-        x: images in [0, 1], any shape.
+        x: images in [0, 1], any shape; float32, float64, bfloat16 or float16.
         levels: grey levels, at least 2 (256 for 8 bits, 32 for 5).
         seed, offset: Philox stream; element i uses lane i % 4 of block offset + i // 4, so the
             call uses ceil(numel / 4) offsets. No gradient.
+    Returns:
+        Noisy images in [0, 1], like x.
     Raises:
         ArgumentError: dtype, levels, seed or offset that cannot be.
+
+    >>> 256 * dequantise(torch.tensor([0.0, 1.0]), levels=256, seed=0)
+    tensor([  0.3990, 255.8805])
     """
     check_float("dequantise", "x", x)
     require(2 <= levels <= 2**24, "dequantise", "levels", "an integer in 2..2^24", levels)

@@ -48,9 +48,14 @@ def quantise_ste(x: Tensor, bits: int, low: float, high: float) -> Tensor:
     Args:
         x: any shape; float32, float64, bfloat16 or float16. NaN stays NaN.
         bits: 1..24.
-        low, high: outermost levels, low < high.
+        low, high: outermost levels, finite, low < high; what lies beyond takes the nearer one.
+    Returns:
+        Levels, like x.
     Raises:
         ArgumentError: an argument that does not fit.
+
+    >>> quantise_ste(torch.tensor([-2.0, 0.1, 0.6]), bits=2, low=0, high=1)
+    tensor([0.0000, 0.0000, 0.6667])
     """
     check_float("quantise_ste", "x", x)
     good = is_whole(bits, 1) and bits <= 24
@@ -61,5 +66,16 @@ def quantise_ste(x: Tensor, bits: int, low: float, high: float) -> Tensor:
 
 
 def sign_ste(x: Tensor) -> Tensor:
-    """The sign of x, +1 at zero, with straight-through gradient: ``quantise_ste(x, 1, -1, 1)``."""
+    """The sign of x, +1 at zero, with straight-through gradient: ``quantise_ste(x, 1, -1, 1)``.
+
+    Args:
+        x: any shape; float32, float64, bfloat16 or float16. NaN stays NaN.
+    Returns:
+        -1 or 1, like x.
+    Raises:
+        ArgumentError: not a floating-point tensor.
+
+    >>> sign_ste(torch.tensor([-0.5, 0.0, 2.0]))
+    tensor([-1.,  1.,  1.])
+    """
     return quantise_ste(x, 1, -1.0, 1.0)

@@ -261,8 +261,15 @@ class MAP(_Weighted):
         return Terms(-log_noise - self.beta * log_prior, log_noise, log_prior)
 
 
+class _OverLatents(_Weighted):
+    """What the objectives that know latents only have in common."""
+
+    space: ClassVar[str] = "latent"
+    lr: ClassVar[float] = 0.05
+
+
 @dataclass(frozen=True)
-class MLE(_Weighted):
+class MLE(_OverLatents):
     """Maximum likelihood: -log p_noise(y - f(G(z))) over z (eq. 5), for any generator.
 
     >>> MLE().needs
@@ -270,10 +277,8 @@ class MLE(_Weighted):
     """
 
     name: ClassVar[str] = "mle"
-    space: ClassVar[str] = "latent"
     needs: ClassVar[tuple[str, ...]] = ("noise",)
     steps: ClassVar[int] = 500
-    lr: ClassVar[float] = 0.05
     start: ClassVar[str] = "draw"
 
     def evaluate(
@@ -285,7 +290,7 @@ class MLE(_Weighted):
 
 
 @dataclass(frozen=True)
-class CSGM(_Weighted):
+class CSGM(_OverLatents):
     """||y - f(G(z))||^2 + lam ||z||^2 over z (eq. 6; Bora et al., 2017).
 
     Of several starts each image keeps the lowest measurement error ||y - f(G(z))||^2.
@@ -301,11 +306,9 @@ class CSGM(_Weighted):
 
     lam: float | Tensor = 0.1
     name: ClassVar[str] = "csgm"
-    space: ClassVar[str] = "latent"
     weight: ClassVar[str] = "lam"
     needs: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int] = 500
-    lr: ClassVar[float] = 0.05
     start: ClassVar[str] = "draw"
 
     def evaluate(
@@ -322,7 +325,7 @@ class CSGM(_Weighted):
 
 
 @dataclass(frozen=True)
-class AsimLikelihood(_Weighted):
+class AsimLikelihood(_OverLatents):
     """||y - f(G(z))||^2 - gamma log p_G(G(z)) over z (eq. 7; Asim et al., 2019).
 
     Equals 2 s^2 times ``MAP`` with Gaussian noise of standard deviation s and
@@ -339,11 +342,9 @@ class AsimLikelihood(_Weighted):
 
     gamma: float | Tensor = 0.1
     name: ClassVar[str] = "asim-likelihood"
-    space: ClassVar[str] = "latent"
     weight: ClassVar[str] = "gamma"
     needs: ClassVar[tuple[str, ...]] = ("density",)
     steps: ClassVar[int] = 300
-    lr: ClassVar[float] = 0.05
     start: ClassVar[str] = "measurement"
 
     def evaluate(
@@ -356,7 +357,7 @@ class AsimLikelihood(_Weighted):
 
 
 @dataclass(frozen=True)
-class AsimProxy(_Weighted):
+class AsimProxy(_OverLatents):
     """||y - f(G(z))||^2 + gamma ||z||^2 over z, from z = 0 (eq. 8; Asim et al., 2019).
 
     Args:
@@ -372,11 +373,9 @@ class AsimProxy(_Weighted):
     gamma: float | Tensor = 0.1
     squared: bool = True
     name: ClassVar[str] = "asim-proxy"
-    space: ClassVar[str] = "latent"
     weight: ClassVar[str] = "gamma"
     needs: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int] = 300
-    lr: ClassVar[float] = 0.05
     start: ClassVar[str] = "zeros"
 
     def evaluate(

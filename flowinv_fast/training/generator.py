@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._base.errors import SolverError, require
-from ..data.sources import Crops, Stored
+from ..data.sources import Stored
 from ..flows.conditioner import conditioner_precision
 from ..generators.io import save_generator
 from ..generators.nets import DCGAN, VAE, GeneratorConfig, companion, make
@@ -74,21 +73,8 @@ class GeneratorTrainer(Trainer):
     config: GeneratorConfig
     train_config: GeneratorTrainConfig
 
-    def __init__(
-        self,
-        config: GeneratorConfig,
-        train_config: GeneratorTrainConfig,
-        images: Tensor | Stored | Crops,
-        held_out: Tensor | None,
-        folder: str | os.PathLike[str],
-        device: str | torch.device = "cpu",
-        info: dict[str, Any] | None = None,
-        progress: bool = True,
-    ):
-        self._total, self._count = 0.0, 0  # of the losses of this epoch
-        super().__init__(config, train_config, images, held_out, folder, device, info, progress)
-
     def _build(self) -> None:
+        self._total, self._count = 0.0, 0  # of the losses of this epoch
         config, train_config = self.config, self.train_config
         self.generator = make(config).to(self.device)
         self.companion = companion(config).to(self.device)
