@@ -12,7 +12,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .._base import backend
 from .._base.errors import require
@@ -385,17 +384,7 @@ def _make(decode: bool) -> Callable:
 _encode, _decode = _make(decode=False), _make(decode=True)
 
 
-def _refuse_tangent(x: Tensor) -> None:
-    """Torch would take the tangent of an op without a forward-mode derivative for zero."""
-    # A batch of a vmap does not show its tangents: they are seen where it is folded.
-    batched = torch._C._functorch.is_batchedtensor(x)
-    if not batched and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError("a frozen flow has no forward-mode derivative")
-
-
 def _link(x: Tensor) -> Tensor | None:
-    if forward_ad._current_level >= 0:
-        _refuse_tangent(x)
     return x[:0].clone() if torch.is_grad_enabled() and x.requires_grad else None
 
 
