@@ -124,9 +124,11 @@ def unchanged(module: nn.Module, base: type[nn.Module], *names: str) -> bool:
 def convolutions_of(conditioner: nn.Module) -> list[WeightNormConv2d] | None:
     """The convolutions of a ``ResidualNetwork`` in the order in which it applies them.
 
-    None for any other network, and for one of which a part was replaced or overridden: such a
-    network runs on plain torch only.
+    None for any other network, and for one of which a part was replaced, overridden or given a
+    hook: such a network runs on plain torch only.
     """
+    if any(m._forward_hooks or m._forward_pre_hooks for m in conditioner.modules()):
+        return None
     if not unchanged(conditioner, ResidualNetwork, "forward"):
         return None
     assert isinstance(conditioner, ResidualNetwork)

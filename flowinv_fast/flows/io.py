@@ -88,7 +88,8 @@ def save_flow(
     with torch.device("meta"):  # the structure alone
         made = build_flow(flow.config)
     wanted = f"the layers that {name} makes of its config"
-    require(repr(flow) == repr(made), "save_flow", "flow", wanted, "a flow of other layers")
+    same = repr(flow) == repr(made) and _sizes(flow) == _sizes(made)
+    require(same, "save_flow", "flow", wanted, "a flow of other layers")
     exact = {
         f"{prefix}.{buffer}"
         for prefix, module in flow.named_modules()
@@ -145,3 +146,7 @@ def available_flows() -> dict[str, dict[str, Any]]:
         ['digits-noise-28', 'fashion-28', 'mnist-28', 'photo-64-small']
     """
     return _FILES.available()
+
+
+def _sizes(flow: Flow) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in flow.state_dict().items()}

@@ -30,7 +30,8 @@ def encode_recomputed(
     The backward pass walks the run in reverse: a coupling leaves the elements that its conditioner
     sees unchanged, so its input follows from its output (Gomez et al., 2017). Peak memory is that
     of one coupling, however long the run; the price is one more evaluation of every conditioner.
-    Gradients reach x, logdet and all parameters, once (no second derivatives).
+    Gradients reach x, logdet and all parameters, once (no second derivatives). Conditioners have to
+    be functions of their input alone: with dropout, which draws anew, the gradient is wrong.
 
     Args:
         layers: those of a flow for which ``recomputable()`` holds: couplings and mixings.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._base import backend
 from ._kernel import Kernel, Sizes, _no_sizes
@@ -25,7 +26,9 @@ def register(
     backward: Callable | None = None,
     vmap: Callable | None = None,
 ) -> Callable:
-    """Define ``flowinv_fast::NAME`` and return its overload packet's default overload.
+    """Define ``flowinv_fast::NAME`` and return what calls it.
+
+    A call with a forward-mode derivative raises: torch would take it for zero.
 
     Args:
         schema: "name(Tensor x, ...) -> ...".
@@ -54,7 +57,14 @@ def register(
         torch.library.register_vmap(qualified, vmap, lib=_library)
     if twin is not None:
         _twins[name] = twin
-    return getattr(torch.ops.flowinv_fast, name).default
+    op = getattr(torch.ops.flowinv_fast, name).default
+
+    def call(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
+        return op(*arguments)
+
+    return call
 
 
 def register_kernel(
@@ -112,6 +122,15 @@ def twin(name: str) -> Callable:
     torch.Size([1, 4, 2, 2])
     """
     return _twins[name]
+
+
+def _refuse_tangents(name: str, arguments: tuple) -> None:
+    for tensor in arguments:
+        # A batch of a vmap does not show its tangents; they are seen where it is folded.
+        if not isinstance(tensor, Tensor) or torch._C._functorch.is_batchedtensor(tensor):
+            continue
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"flowinv_fast::{name} has no forward-mode derivative")
 
 
 def _no_gradient(name: str) -> Callable:

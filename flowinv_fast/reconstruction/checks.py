@@ -65,7 +65,7 @@ def prior(function: str, prior: Any, objective: Objective, y: Tensor) -> None:
         require(same, function, "y", wanted, f"{y.dtype} on {y.device}")
 
 
-def precision(function: str, precision: str | None, prior: Any) -> None:
+def precision(function: str, precision: str | None, prior: Any, y: Tensor) -> None:
     """The prior can be had in this precision."""
     known = precision is None or precision in PRECISIONS
     require(known, function, "precision", f"None or one of {PRECISIONS}", repr(precision))
@@ -73,6 +73,8 @@ def precision(function: str, precision: str | None, prior: Any) -> None:
     able = precision is None or is_frozen or provides(prior, Freezable)
     wanted = "None for a prior without freeze(precision=)"
     require(able, function, "precision", wanted, repr(precision))
+    able = precision in (None, "fp32") or y.dtype == torch.float32
+    require(able, function, "precision", f"None for {y.dtype} measurements", repr(precision))
 
 
 def start(function: str, start: Any, y: Tensor, prior: Any) -> None:

@@ -113,7 +113,7 @@ def reconstruct(
         strategy = _default_strategy(chosen, noise)
     plan = _plan(chosen, strategy, steps, lr, restarts, seed, callback)
     problem = Problem.checked(_NAME, y, operator, prior, noise, chosen, start, throw)
-    check.precision(_NAME, precision, prior)
+    check.precision(_NAME, precision, prior, y)
     with _unchanging(problem.operator, prior, noise):
         problem = problem.frozen(precision, polish=plan.polish > 0)
         shown = sys.stderr.isatty() if progress is None else progress

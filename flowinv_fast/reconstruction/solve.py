@@ -58,7 +58,7 @@ def descend(
     """From one start, through the stages of the strategy."""
     found: Solution | None = None
     stages = allot(plan.strategy, problem.objective, steps)
-    objective = stages[0][1]
+    objective, first = stages[0][1], plan.strategy.stages[0]  # which may have no steps here
     for stage, form, count in stages:
         part = replace(problem, objective=form)
         if found is None:
@@ -69,7 +69,7 @@ def descend(
             part.evaluate,
             start,
             steps=count,
-            lr=plan.lr / (stages[0][0].rate / stage.rate),  # so that a fifth is exactly a fifth
+            lr=plan.lr / (first.rate / stage.rate),  # so that a fifth is exactly a fifth
             schedule=stage.schedule,
             tol=stage.tol,
             patience=stage.patience,
@@ -99,7 +99,7 @@ def allot(
     require(len(able) > 0, _NAME, "strategy", wanted, [stage.space for stage, _ in forms])
     shares = [stage.share for stage, _ in able]
     rest = shares.index(None) if None in shares else len(able) - 1
-    counts = [int((share or 0.0) * steps) for share in shares]
+    counts = [int((share or 0.0) * steps + 1e-9) for share in shares]  # 29 % of 100 are 29
     counts[rest] = 0
     counts[rest] = steps - sum(counts)
     chosen = [i for i, count in enumerate(counts) if count > 0] or [rest]

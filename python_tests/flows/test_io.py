@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +130,8 @@ def test_flows_that_no_file_could_bring_back(tmp_path):
         pass
 
     layers = multi_scale_layers(config)
-    for other in (Flow(layers[:-1], config), Mine(layers, config)):
+    wider = multi_scale_layers(replace(config, hidden=config.hidden + 1))
+    for other in (Flow(layers[:-1], config), Mine(layers, config), Flow(wider, config)):
         assert_names("flow", lambda other=other: save_flow(other, path))
     layers[2] = type("Mine", (AffineCoupling,), {})(1, 4, 1)
     assert_names("flow", lambda: save_flow(Flow(layers, config), path))

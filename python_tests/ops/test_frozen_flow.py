@@ -304,6 +304,25 @@ def test_second_derivatives_raise(decode):
 
 
 @both_ways
+def test_forward_mode_derivatives_raise(decode):
+    """Torch gives zeros for an op that has none."""
+    shape, records = records_of("glow")
+    engine = FrozenEngine(shape, records)
+    variable, _ = problem(engine, decode, 2)
+    map_ = applied(engine, decode)
+    tangent = (torch.ones_like(variable),)
+    for derivative in (
+        lambda: torch.func.jvp(map_, (variable,), tangent),
+        lambda: torch.func.jvp(torch.func.vmap(map_), (variable[None],), (tangent[0][None],)),
+        lambda: torch.func.jacfwd(map_)(variable),
+    ):
+        with pytest.raises(NotImplementedError, match="no forward-mode"):
+            derivative()
+    with torch.autograd.forward_ad.dual_level():
+        map_(variable)
+
+
+@both_ways
 def test_a_gradient_without_saved_signs_raises(decode):
     shape, records = records_of("glow")
     engine = FrozenEngine(shape, records)

@@ -9,6 +9,8 @@ import torch
 from helpers import strided, tolerance
 from op_cases import CASES, IDS
 
+from flowinv_fast import ops
+
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 each_op = pytest.mark.parametrize("case", CASES, ids=IDS)
 
@@ -162,3 +164,19 @@ def test_missing_gradients_raise(name):
     if outputs:
         with pytest.raises(NotImplementedError, match="no gradient"):
             outputs[0].sum().backward()
+
+
+def test_forward_mode_derivatives_raise():
+    """Torch takes the tangent of an op without a forward-mode derivative for zero."""
+    x = torch.rand(2, 2, 4, 4)
+    raw, gain, logdet = torch.rand(2, 4, 4, 4), torch.rand(2), torch.zeros(2)
+    couple = lambda raw: ops.affine_coupling_encode(x, raw, gain, logdet, "checkerboard_even")
+    for function, at in (
+        (ops.squeeze, x),
+        (couple, raw),
+        (lambda x: ops.standard_normal_log_prob(x.flatten(1)), x),
+    ):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(function, (at,), (torch.ones_like(at),))
+        with torch.autograd.forward_ad.dual_level():
+            function(at)

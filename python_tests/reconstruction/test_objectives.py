@@ -7,6 +7,7 @@ import json
 import threading
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_names
@@ -371,6 +372,17 @@ def test_config_says_what_was_done(affine):
         y, operators.Identity(), affine, noise.Gaussian(0.4), objective=odd, steps=2, **QUIET
     )
     assert "Gaussian" in json.loads(json.dumps(got.config))["objective"]["law"]
+    numpy_weight = ff.MAP(beta=np.float32(0.5))
+    got = ff.reconstruct(
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(0.4),
+        objective=numpy_weight,
+        steps=2,
+        **QUIET,
+    )
+    assert got.config["objective"]["beta"] == 0.5
 
 
 def test_the_strategy_in_config_is_the_one_that_ran(affine):

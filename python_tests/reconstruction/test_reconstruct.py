@@ -432,6 +432,13 @@ BAD = {
         "precision",
         {"prior": AffineFlow(torch.zeros(SHAPE), torch.ones(SHAPE)), "precision": "bf16"},
     ),
+    "precision-double": (
+        "precision",
+        {
+            "prior": realnvp(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0)).double(),
+            "precision": "bf16",
+        },
+    ),
 }
 
 

@@ -114,6 +114,44 @@ def test_a_given_number_takes_the_place_of_the_strategys():
     assert torch.equal(solve(strategy=strategies.annealed(0.0, 1.0)), solve())
 
 
+def rates(steps: int, *stages: ff.Stage, goal: str = "map", **options) -> list[tuple[int, float]]:
+    """Steps, and step size, of each stage that is taken: its first step is one of that size."""
+    affine = AffineFlow(torch.zeros(SHAPE).double(), torch.ones(SHAPE).double())
+    y, iterates = 5 + torch.rand(1, *SHAPE, dtype=torch.float64), []
+    ff.reconstruct(
+        y,
+        operators.Identity(),
+        affine,
+        noise.Gaussian(1.0),
+        objective=goal,
+        strategy=ff.Strategy(stages),
+        steps=steps,
+        start="zeros",
+        callback=lambda step, losses, x: iterates.append((step, x.abs().max().item())),
+        progress=False,
+        **options,
+    )
+    starts = [i for i, (step, _) in enumerate(iterates) if step == 0]
+    ends = [*starts[1:], len(iterates)]
+    return [(end - start, iterates[start][1]) for start, end in zip(starts, ends)]
+
+
+def test_a_stage_keeps_its_rate_where_the_first_one_is_left_out():
+    image, own = ff.Stage(share=0.5, space="image", rate=0.2), ff.Stage()
+    default = ff.MAP().lr
+    assert rates(4, image, own) == [(4, pytest.approx(default))]  # over latents: no image stage
+    assert rates(4, image, own, lr=0.1) == [(4, pytest.approx(0.5))]
+    latent = ff.Stage(share=0.5, space="latent")
+    fifth = ff.Stage(space="image", rate=0.2)  # no step is left for the latent stage
+    assert rates(1, latent, fifth, goal="map-image") == [(1, pytest.approx(0.02))]
+
+
+@pytest.mark.parametrize("share", [0.29, 0.57, 0.58])  # which binary fractions fall short of
+def test_a_share_of_a_hundred_steps_is_a_whole_number(share):
+    counts = [count for count, _ in rates(100, ff.Stage(share=share), ff.Stage())]
+    assert counts == [round(100 * share), 100 - round(100 * share)]
+
+
 def test_unknown_strategy_is_named(affine):
     y = torch.randn(1, *SHAPE, dtype=torch.float64)
     assert_names(

@@ -56,7 +56,7 @@ def lbfgs(
             state.advance()
             history.append(state.loss)
             if callback:
-                callback(step, state.loss, state.x.view(start.shape))
+                callback(step, state.loss.clone(), state.x.clone().view(start.shape))
             if bar is not None:
                 bar.update()
     except KeyboardInterrupt:

@@ -104,3 +104,18 @@ def test_interrupt_keeps_the_best():
     found = lbfgs(rosenbrock, torch.randn(2, 6).double(), steps=100, callback=impatient)
     assert found.status == [Status.INTERRUPTED] * 2
     assert len(found.history) == 8 and found.steps.tolist() == [8, 8]
+
+
+def test_what_a_callback_gets_is_its_own():
+    start, kept = torch.randn(2, 6).double(), []
+
+    def spoil(step, losses, x):
+        kept.append((losses.clone(), x.clone()))
+        losses.zero_(), x.zero_()
+
+    got, want = (
+        lbfgs(rosenbrock, start, steps=20, callback=spoil),
+        lbfgs(rosenbrock, start, steps=20),
+    )
+    assert torch.equal(got.best, want.best) and torch.equal(got.history, want.history)
+    assert all(torch.equal(rosenbrock(x).loss, losses) for losses, x in kept)
