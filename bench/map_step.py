@@ -26,12 +26,14 @@ from peers import COUPLINGS, MODELS, Peer, random_flow
 from torch import Tensor
 
 from flowinv_fast import noise, operators
+from flowinv_fast.flows import Flow, GlowConfig, RealNVPConfig
 from flowinv_fast.reconstruction.objectives import MAP
 from flowinv_fast.reconstruction.solvers.adam import AdamState
 from flowinv_fast.reconstruction.solvers.graph import capture
 
 STD = 0.1
 OURS = ("ours", "ours tf32", "ours bf16")
+GLOW = "ours, Glow"  # with 1x1 convolutions and conditional priors beside the same couplings
 COMPILED = {"compiled": "folded eager", "compiled channels-last": "channels-last eager"}
 
 
@@ -44,9 +46,21 @@ def eager_loss(decode, y: Tensor, z: Tensor) -> Tensor:
     return -(log_noise + log_prior).sum()
 
 
+def start_of(y: Tensor) -> Tensor:
+    """Latents half as wide as the prior's: at zero itself all signs of a map would be alike."""
+    draws = torch.randn(len(y), y[0].numel(), generator=torch.Generator().manual_seed(0))
+    return (0.5 * draws).to(y.device)
+
+
+def glow_like(config: RealNVPConfig, device: str) -> Flow:
+    """A Glow with the same couplings."""
+    sizes = {name: getattr(config, name) for name in ("scales", "hidden", "blocks")}
+    return random_flow(GlowConfig(config.shape, **sizes), device)
+
+
 def eager_step(decode, y: Tensor, compiled: bool = False):
     """A step with torch.optim.Adam on the loss, which torch.compile may have."""
-    z = torch.zeros(len(y), y[0].numel(), device=y.device, requires_grad=True)
+    z = start_of(y).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=1e-3, capturable=y.is_cuda)
     loss = lambda y, z: eager_loss(decode, y, z)
     if compiled:
@@ -61,8 +75,7 @@ def eager_step(decode, y: Tensor, compiled: bool = False):
 
 def our_step(prior, y: Tensor):
     evaluate = partial(MAP().evaluate, y, operators.Identity(), prior, noise.Gaussian(STD))
-    start = torch.zeros(len(y), y[0].numel(), device=y.device)
-    state = AdamState(evaluate, start, 1, 1e-3, "constant", 0.0, 50, None)
+    state = AdamState(evaluate, start_of(y), 1, 1e-3, "constant", 0.0, 50, None)
 
     def step() -> None:
         state.done.zero_()
@@ -82,7 +95,9 @@ def contenders_of(names, flow, y: Tensor, row: dict) -> dict:
             continue
         started = time.perf_counter()
         try:
-            if name in OURS:
+            if name == GLOW:
+                step, changed = our_step(glow_like(flow.config, y.device.type).freeze(), y)
+            elif name in OURS:
                 precision = name.removeprefix("ours").strip() or "fp32"
                 step, changed = our_step(flow.freeze(precision), y)
             elif name in COMPILED:
@@ -92,7 +107,7 @@ def contenders_of(names, flow, y: Tensor, row: dict) -> dict:
                 step()  # the optimiser makes its state
             else:
                 step, _ = eager_step(Peer(flow, name).decode, y)
-            if on_gpu and name in (*OURS, "graph"):
+            if on_gpu and name in (*OURS, GLOW, "graph"):
                 replay = capture(step, changed)
                 row["captured"][name] = replay is not step
                 step = replay
@@ -112,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*OURS, *COUPLINGS, *COMPILED, "graph"]
+    known = [*OURS, GLOW, *COUPLINGS, *COMPILED, "graph"]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["M", "C"])

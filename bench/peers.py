@@ -16,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowinv_fast.flows import AffineCoupling, Flow, Layer, RealNVPConfig, Squeeze, realnvp
+from flowinv_fast.flows import (
+    AffineCoupling,
+    Flow,
+    GlowConfig,
+    Layer,
+    RealNVPConfig,
+    Squeeze,
+    build_flow,
+)
 from flowinv_fast.flows.conditioner import convolutions_of
 from flowinv_fast.ops import transformed_map
 
@@ -29,10 +37,10 @@ MODELS = {
 }
 
 
-def random_flow(config: RealNVPConfig, device: str, seed: int = 0) -> Flow:
+def random_flow(config: RealNVPConfig | GlowConfig, device: str, seed: int = 0) -> Flow:
     """A flow away from the identity, frozen: gains up to 0.2, raw scales of ordinary size."""
     torch.manual_seed(seed)
-    flow = realnvp(config)
+    flow = build_flow(config)
     with torch.no_grad():
         for gain, conditioner in zip(flow.gains(), flow.conditioners()):
             gain.uniform_(-0.2, 0.2)

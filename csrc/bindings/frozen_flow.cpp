@@ -30,7 +30,8 @@ class FrozenFlow {
   static Plan make(const std::tuple<int, int, int>& shape, int precision, bool on_device) {
     const auto [channels, height, width] = shape;
     check(channels > 0 && height > 0 && width > 0, "shape: expected positive numbers");
-    product(channels, height, width);
+    check(product(channels, height, width) < std::int64_t(1) << 31,
+          "shape: expected less than 2^31");
     check(precision >= 0 && precision <= 2, "precision: expected a value of PRECISIONS");
     return Plan(channels, height, width, Precision(precision), on_device);
   }

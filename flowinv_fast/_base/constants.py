@@ -1,6 +1,6 @@
 """Numbers and names on which Python and the compiled module must agree.
 
-The compiled module tells them (``_C.constants``), and ``backend.constants`` holds what it told.
+The compiled module exports them (``_C.constants``), and ``backend.constants`` holds them.
 Only where there is none, under ``FLOWINV_BACKEND=torch``, the copy below serves; a test compares
 the two.
 """

@@ -169,17 +169,17 @@ def write(result: Result, pictures: Pictures, posterior: Arrays, folder: Path) -
     Returns:
         The path of report.html.
     """
-    config, drawn, bound = result["config"], result["posterior"], result["bound"]
+    config, samples, bound = result["config"], result["posterior"], result["bound"]
     tasks = dict.fromkeys(row["task"] for row in result["rows"])
     values = {
         **{key: config[key] for key in ("dataset", "images", "seed", "steps", "tuning_images")},
         **{key: result[key] for key in ("version", "torch", "threads")},
-        **{key: drawn[key] for key in ("samples", "warm_up")},
-        **{key: f"{drawn[key]:.2f}" for key in ("z", "acceptance", "top")},
+        **{key: samples[key] for key in ("samples", "warm_up")},
+        **{key: f"{samples[key]:.2f}" for key in ("z", "acceptance", "top")},
         "config": html.escape(", ".join(f"{key} = {value}" for key, value in config.items())),
         "claims": _html_table([["claim", "measured"], *map(list, claims(result))]),
         "tasks": "\n".join(part for t in tasks for part in _task(result, t, pictures, folder)),
-        "posterior": _posterior(drawn["top"], posterior, folder) if posterior else "",
+        "posterior": _posterior(samples["top"], posterior, folder) if posterior else "",
         "std": bound["std"],
         "bound": _bound(bound),
         "tuning": _tuning(result),
@@ -198,8 +198,8 @@ def _task(result: Result, task: str, pictures: Pictures, folder: Path) -> list[s
         parts.append(_html_table(table(result, task)))
     for axis in _axes(result, task):
         path = folder / f"{task}-over-{axis.replace(' ', '-') or 'weight'}.png"
-        drawn = figures.curves(rows_of(result, task), axis, path)
-        parts.append(_embedded(path) if drawn else "<p>Curves need matplotlib.</p>")
+        has_curves = figures.curves(rows_of(result, task), axis, path)
+        parts.append(_embedded(path) if has_curves else "<p>Curves need matplotlib.</p>")
     shown = {key: arrays for key, arrays in pictures.items() if key[0] == task}
     titles = {row["method"]: row["title"] for row in result["rows"]}
     for label in dict.fromkeys(key[1] for key in shown) if TASKS[task].tuned else ():

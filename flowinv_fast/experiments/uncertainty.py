@@ -30,7 +30,7 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[st
     noise, same = Sinusoidal(level=0.2, form="exp"), Identity()
     y = measure(truth, same, noise, torch.Generator().manual_seed(seed))
     start = reconstruct(y, same, flow, noise, lr=0.1, steps=steps, seed=seed, progress=False)
-    drawn = sample_posterior(
+    samples = sample_posterior(
         y,
         same,
         flow,
@@ -42,16 +42,16 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[st
         tempering=1.0,
         seed=seed,
     )
-    z = (drawn.mean - truth) / drawn.std.clamp_min(1e-3)
+    z = (samples.mean - truth) / samples.std.clamp_min(1e-3)
     facts = {
-        "samples": len(drawn.x),
+        "samples": len(samples.x),
         "warm_up": 2 * steps,
         "z": round(z.square().mean().sqrt().item(), 4),
-        "acceptance": round(drawn.acceptance.mean().item(), 4),
-        "top": round(3 * drawn.std.mean().item(), 4),
-        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(drawn.mean, truth).tolist()],
+        "acceptance": round(samples.acceptance.mean().item(), 4),
+        "top": round(3 * samples.std.mean().item(), 4),
+        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(samples.mean, truth).tolist()],
     }
-    pictures = {"truth": truth, "y": y, "mean": drawn.mean, "std": drawn.std}
+    pictures = {"truth": truth, "y": y, "mean": samples.mean, "std": samples.std}
     return facts, {name: images.numpy() for name, images in pictures.items()}
 
 

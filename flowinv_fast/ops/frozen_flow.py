@@ -261,6 +261,9 @@ class FrozenEngine:
         arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
         call(decode, len(like), *arguments, backend.execution(like))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEngine:
+        return self
+
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
         return f"FrozenEngine({size}, {self.precision} on {self.device})"

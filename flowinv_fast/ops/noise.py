@@ -98,8 +98,8 @@ def _places_twin(
     """
     bits = bits_twin(4 * batch * count, seed, offset, like).view(batch, count, 4)
     sizes = torch.tensor([bank, channels, rows, columns], device=like.device)
-    drawn = (bits * sizes) >> 32
-    return drawn[..., 0], drawn[..., 1:].contiguous()
+    choices = (bits * sizes) >> 32
+    return choices[..., 0], choices[..., 1:].contiguous()
 
 
 def _digits_twin(

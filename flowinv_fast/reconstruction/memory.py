@@ -27,8 +27,10 @@ def available(device: torch.device) -> int | None:
                 limits.append(1024 * int(line.split()[1]))
         limit, used = ((_GROUP / f"memory.{n}").read_text().strip() for n in ("max", "current"))
         if limit != "max":
-            told = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-            cache = int(told["inactive_file"])  # which makes room when asked
+            statistics = dict(
+                line.split() for line in (_GROUP / "memory.stat").read_text().splitlines()
+            )
+            cache = int(statistics["inactive_file"])  # which makes room when asked
             limits.append(int(limit) - int(used) + cache)
     except (OSError, ValueError, KeyError):
         pass

@@ -72,8 +72,8 @@ def sample_posterior(
     >>> import flowinv_fast as ff
     >>> y, flow = torch.rand(2, 1, 28, 28), ff.load_flow("fashion-28")
     >>> same, noise = ff.operators.Identity(), ff.noise.Gaussian(0.1)
-    >>> drawn = sample_posterior(y, same, flow, noise, 2, warm_up=1, thin=1)
-    >>> drawn.x.shape
+    >>> samples = sample_posterior(y, same, flow, noise, 2, warm_up=1, thin=1)
+    >>> samples.x.shape
     torch.Size([2, 2, 1, 28, 28])
     """
     for argument, value, least in (

@@ -148,9 +148,9 @@ def measure(
     >>> measure(torch.zeros(2, 1, 4, 4), operators.Identity(), noise.Gaussian(0.1)).shape
     torch.Size([2, 1, 4, 4])
     """
-    drawn = provides(noise, Sampled)
+    can_be_drawn = provides(noise, Sampled)
     wanted = "an object with sample(shape, generator)"
-    require(drawn, "measure", "noise", wanted, type(noise).__name__)
+    require(can_be_drawn, "measure", "noise", wanted, type(noise).__name__)
     f = check.as_operator("measure", operator)
     inside = provides(f, NoiseInside) and f.noise_inside
     before, after = (f.before_noise, f.after_noise) if inside else (f, lambda u: u)

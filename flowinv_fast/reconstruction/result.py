@@ -66,9 +66,9 @@ class Reconstruction:
 
     def __repr__(self) -> str:
         ends = {s: self.status.count(s) for s in dict.fromkeys(self.status)}
-        told = ", ".join(f"{n} x {s.name}" for s, n in ends.items())
+        counts = ", ".join(f"{n} x {s.name}" for s, n in ends.items())
         mean = self.loss.mean().item() if len(self.loss) else math.nan
-        return f"Reconstruction(x {tuple(self.x.shape)}, mean loss {mean:.2f}, {told})"
+        return f"Reconstruction(x {tuple(self.x.shape)}, mean loss {mean:.2f}, {counts})"
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to a safetensors file, whole or not at all; ``load`` reads it.

@@ -244,8 +244,8 @@ def in_parts(problem: Problem, plan: Plan, shown: bool) -> Reconstruction:
             bar.n = before
             if problem.y.device.type == "cuda":
                 torch.cuda.empty_cache()
-            told = f"{_NAME}: out of memory; going on with {size} images at a time"
-            warnings.warn(told, stacklevel=3)
+            message = f"{_NAME}: out of memory; going on with {size} images at a time"
+            warnings.warn(message, stacklevel=3)
     finally:
         bar.close()
     return done[0] if len(done) == 1 else join(done)

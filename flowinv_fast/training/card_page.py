@@ -64,13 +64,13 @@ def _held_out(facts: dict[str, Any]) -> dict[str, str]:
     held_out, pictures = facts["held_out"], facts["pictures"]
     groups = [
         f"| {row['group']} | {row['images']:,} | {row['finite']:,} | "
-        f"{_told(row['log_prob'], ',.1f')} | {_range(row['bits_per_dim'])} | "
+        f"{_number_text(row['log_prob'], ',.1f')} | {_range(row['bits_per_dim'])} | "
         f"{100 * row['likelier']:.1f} % |"
         for row in facts["groups"]
     ]
     return {
-        "mean": _told(held_out["bits_per_dim"], ".4f"),
-        "interval": _told(held_out["interval"], ".4f"),
+        "mean": _number_text(held_out["bits_per_dim"], ".4f"),
+        "interval": _number_text(held_out["interval"], ".4f"),
         "images": f"{held_out['images']:,}",
         "of": f" ({held_out['data']})" if held_out["data"] else "",
         "finite": f"{held_out['finite']:,}",
@@ -85,11 +85,11 @@ def _round_trip(facts: dict[str, Any]) -> dict[str, str]:
     trip = facts["round_trip"]
     return {
         "trip_images": str(trip["images"]),
-        "pixel_error": _told(trip["pixels"], ".1e"),
+        "pixel_error": _number_text(trip["pixels"], ".1e"),
         "latents": str(trip["latents"]),
         "latents_finite": str(trip["latents_finite"]),
-        "latent_error": _told(trip["latent"], ".1e"),
-        "latent_median": _told(trip["latent_median"], ".1e"),
+        "latent_error": _number_text(trip["latent"], ".1e"),
+        "latent_median": _number_text(trip["latent_median"], ".1e"),
     }
 
 
@@ -99,8 +99,8 @@ def _run(facts: dict[str, Any]) -> dict[str, str]:
     rows = {label: info[key] for key, label in _TRAINING.items() if key in info}
     if "began at" in rows:
         began = rows["began at"]
-        told = {k: began[k] for k in ("epoch", "seconds", "bits_per_dim") if k in began}
-        rows["began at"] = told or "other weights"
+        origin = {k: began[k] for k in ("epoch", "seconds", "bits_per_dim") if k in began}
+        rows["began at"] = origin or "other weights"
     if "command" in rows:
         rows["command"] = f"`{rows['command']}`"
     names = ("version", "torch", "device", "threads", "seed")
@@ -113,14 +113,14 @@ def _run(facts: dict[str, Any]) -> dict[str, str]:
 def _cell(fact: object) -> str:
     if isinstance(fact, Mapping):
         fact = ", ".join(f"{key} {value}" for key, value in fact.items())
-    told = f"{fact:,}" if isinstance(fact, (int, float)) else " ".join(str(fact).split())
-    return told.replace("|", "\\|")
+    text = f"{fact:,}" if isinstance(fact, (int, float)) else " ".join(str(fact).split())
+    return text.replace("|", "\\|")
 
 
-def _told(value: float | None, form: str) -> str:
+def _number_text(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
 
 
 def _range(quantiles: list[float | None]) -> str:
-    low, median, high = (_told(value, ".2f") for value in quantiles)
+    low, median, high = (_number_text(value, ".2f") for value in quantiles)
     return f"{median} ({low} .. {high})"
