@@ -7,6 +7,8 @@ is the one table of who uses which part of a seed's offsets:
     reconstruct, start of restart r         stream r
     reconstruct, annealing step s           stream ((r + 1) << 14) + s + 1
     stream k, image i of size N             offset (k << 36) + i ceil(N / 4)
+    training, step s of batch B, image i    offset (s B + i) ceil(N / 4)
+    training, the first standardisation     offset 2^60 on
 """
 
 from __future__ import annotations
@@ -147,10 +149,12 @@ def check_positive(function: str, argument: str, value: float | Tensor) -> None:
 # draws several kinds of numbers from one seed of a user's keeps them apart by this table.
 
 SEEDS = 2**63  # seeds and offsets lie in 0 .. SEEDS - 1
+DATA_SEEDS = 2**40  # and those of which ``Stream`` makes several
+STANDARDISATION = 2**60  # offset of the images that set a flow's standardisation
 
 
 class Stream(IntEnum):
-    """Kinds of numbers that are drawn from one seed below 2^40, each from a stream of its own."""
+    """Kinds of numbers that are drawn from one seed below DATA_SEEDS, each from its own stream."""
 
     DEQUANTISATION = 0
     CROPS = 2
@@ -158,7 +162,7 @@ class Stream(IntEnum):
 
     def of(self, seed: int) -> int:
         """The Philox seed of this kind of numbers."""
-        return seed + (int(self) << 40)
+        return seed + int(self) * DATA_SEEDS
 
 
 def check_seed(function: str, seed: Any, offset: Any = 0, seeds: int = SEEDS) -> None:

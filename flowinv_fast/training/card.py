@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._base.errors import require
 from .._base.files import whole_file
+from .._base.tensors import DATA_SEEDS, check_seed
 from ..data.images import image_grid, require_images, save_png
 from ..flows.flow import Flow
 from . import measure
@@ -102,7 +103,7 @@ def _check(flow: Flow, images: Tensor, out: str | os.PathLike[str], name: str, s
     require_images("write_card", "images", images, flow.shape)
     good = bool(name) and Path(name).name == name
     require(good, "write_card", "name", "a file name without folders", repr(name))
-    measure.check_seed("write_card", seed)
+    check_seed("write_card", seed, seeds=DATA_SEEDS)
     good = not Path(out).exists() or Path(out).is_dir()
     require(good, "write_card", "out", "a folder", str(out))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._base.errors import SolverError, require
+from .._base.tensors import STANDARDISATION
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
 from ..flows.flow import Flow, FlowConfig
@@ -137,7 +138,8 @@ class FlowTrainer(Trainer):
         if fresh and self._start is None:
             images = self.source.batch(0, min(4096, len(self.source)))
             first = pixels(self.flow, images)
-            self.flow.initialise(self.flow.dequantise(first, self.train_config.seed, 1 << 60))
+            first = self.flow.dequantise(first, self.train_config.seed, STANDARDISATION)
+            self.flow.initialise(first)
             self.average.load_state_dict(self.flow.state_dict())
         if self.train_config.compile:
             for conditioner in self.flow.conditioners():

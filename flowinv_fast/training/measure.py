@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .._base.backend import build_info
 from .._base.errors import ArgumentError, is_whole, require
+from .._base.tensors import DATA_SEEDS, check_seed
 from ..data.images import fit_images, load_images, sample_images
 from ..data.sources import Crops
 from ..flows.flow import Flow
@@ -49,18 +50,12 @@ def held_out_images(
         ArgumentError: nothing readable there, images of another size, a bad count or seed.
     """
     require(is_whole(count, 1), "held_out_images", "count", "an integer of at least 1", count)
-    check_seed("held_out_images", seed)
+    check_seed("held_out_images", seed, seeds=DATA_SEEDS)
     if crops:
         return Crops(data, shape).take(count, seed)
     images = load_images(data, shape)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[order[:count]]
-
-
-def check_seed(function: str, seed: int) -> None:
-    """Refuses, naming the argument, anything but an integer in 0 .. 2^40 - 1."""
-    good = is_whole(seed) and seed < 2**40
-    require(good, function, "seed", "an integer in 0 .. 2^40 - 1", seed)
 
 
 def image_groups(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .._base.backend import PRECISIONS
 from .._base.errors import ArgumentError, is_whole, require
 from .._base.files import whole_file
+from .._base.tensors import DATA_SEEDS, check_seed
 from ..data.images import image_grid, require_images, save_png
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
@@ -76,8 +77,7 @@ class TrainConfig:
         self._check(self.warmup >= 0, "warmup", "at least 0")
         good = self.halve_every is None or self.halve_every > 0
         self._check(good, "halve_every", "a positive number, or None")
-        good = is_whole(self.seed) and self.seed < 2**40
-        self._check(good, "seed", "an integer in 0 .. 2^40 - 1")
+        check_seed(type(self).__name__, self.seed, seeds=DATA_SEEDS)
         self._check(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
 
     def _check(self, good: bool, name: str, wanted: str) -> None:
