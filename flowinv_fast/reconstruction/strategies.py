@@ -82,8 +82,8 @@ class Strategy:
 
     Args:
         stages: in their order, at least one, at most one of them without a share.
-        polish: share of the steps, at the end, that a solve in a fast precision takes in fp32; its
-            result is the best of them. 0: none.
+        polish: share of its steps that every Adam stage of a solve in a fast precision takes in
+            fp32, at its end; its result is the best of them. L-BFGS is always fp32. 0: none.
     Raises:
         ArgumentError: stages that do not fit together, or polish outside [0, 1].
 
