@@ -1,4 +1,4 @@
-.PHONY: help dev test shim lint format bench
+.PHONY: help dev test shim lint format bench sanitize
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -8,6 +8,8 @@ test:            ## all tests
 	pytest -q
 shim:            ## the CUDA sources as fibers on the CPU
 	pytest -q python_tests/test_native.py
+sanitize:        ## the operations with AddressSanitizer and UBSan, the thread pool with ThreadSanitizer
+	python bench/sanitize.py
 lint:            ## what CI checks
 	pytest -q python_tests/test_style.py python_tests/test_floors.py
 format:          ## apply the formatters

@@ -7,9 +7,9 @@ A page is plain Markdown. A hole is what stands between two comments on lines of
     <!-- table: NAME WORD ... -->
     <!-- /table -->
 
-NAME is an entry of ``TABLES`` in tables.py, and the words are its arguments. Everything outside the
-holes is typed in the page. The model cards ``docs/models/NAME.md`` are written whole, from
-NAME.json and the template of the package.
+NAME is an entry of ``TABLES`` in tables.py or prior_tables.py, and the words are its arguments.
+Everything outside the holes is typed in the page. The model cards ``docs/models/NAME.md`` are
+written whole, from NAME.json and the template of the package.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import re
 import sys
 from pathlib import Path
 
-from tables import RESULTS, TABLES, map_step_plot, newest, plot_name
+import prior_tables
+import tables
+from tables import RESULTS, map_step_plot, newest, plot_name
 
 from flowinv_fast.training.card_page import card_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+TABLES = {**tables.TABLES, **prior_tables.TABLES}
 _HOLE = re.compile(r"(<!-- table: ([^\n]*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

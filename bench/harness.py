@@ -121,7 +121,8 @@ def write(
     path = folder / f"{name}-{machine}-{where['commit']}.json"
     if same_row and path.exists():
         before = json.loads(path.read_text())
-        if {**before["conditions"], "date": where["date"]} == where:
+        # As JSON has them: tuples are lists.
+        if {**before["conditions"], "date": where["date"]} == json.loads(json.dumps(where)):
             key = lambda row: [row[k] for k in same_row]
             new = [key(row) for row in result["rows"]]
             kept = [row for row in before["rows"] if key(row) not in new]

@@ -74,7 +74,9 @@ def eager_step(decode, y: Tensor, compiled: bool = False):
 
 
 def our_step(prior, y: Tensor):
-    evaluate = partial(MAP().evaluate, y, operators.Identity(), prior, noise.Gaussian(STD))
+    evaluate = partial(
+        MAP(space="latent").evaluate, y, operators.Identity(), prior, noise.Gaussian(STD)
+    )
     state = AdamState(evaluate, start_of(y), 1, 1e-3, "constant", 0.0, 50, None)
 
     def step() -> None:

@@ -30,7 +30,7 @@ from flowinv_fast.experiments.datasets import GREY as SHAPE
 from flowinv_fast.experiments.task import Inputs, Setting
 from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.flows import Flow, build_flow
-from flowinv_fast.reconstruction import objectives
+from flowinv_fast.reconstruction.diagnosis import beside_held_out
 from flowinv_fast.reconstruction.solvers import minimise
 from flowinv_fast.reconstruction.strategies import STRATEGIES
 
@@ -148,7 +148,7 @@ def compared(setting: Setting, truth: Tensor, ways: dict[str, Callable]) -> Iter
         with torch.no_grad():
             terms = evaluate(x)
         psnr = ff.metrics.psnr(x, truth)
-        over = objectives.overshoot(flow, terms.log_prior)
+        over = beside_held_out(flow, terms.log_prior)[0]
         yield {
             "task": setting.title,
             "way": way,

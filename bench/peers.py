@@ -63,8 +63,8 @@ class Folded(nn.Module):
     def _weight(self, conv, how: str) -> Callable[[Tensor], Tensor]:
         bias = conv.bias
         if how.startswith("unfolded"):
-            return lambda x: F.conv2d(x, conv.fold(), bias, padding=1)
-        weight = conv.fold().contiguous(memory_format=self.format)
+            return lambda x: F.conv2d(x, conv.weight(), bias, padding=1)
+        weight = conv.weight().contiguous(memory_format=self.format)
         return lambda x: F.conv2d(x, weight, bias, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

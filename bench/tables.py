@@ -11,9 +11,12 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from flowinv_fast.experiments import report
 from flowinv_fast.experiments.cells import load_result
 from flowinv_fast.experiments.tasks import TASKS
+from flowinv_fast.metrics import interval
 from flowinv_fast.reconstruction.strategies import STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
@@ -308,7 +311,9 @@ def defaults(result: dict) -> Lines:
 
 def strategies(results: Path) -> Lines:
     """The stages of every entry of the table of strategies; empty: nothing of that kind."""
-    table = [["`strategy=`", "solver", "steps", "over", "step size", "smoothing", "tempering"]]
+    table = [
+        ["`strategy=`", "solver", "steps", "over", "step size", "smoothing", "tempering", "exact"]
+    ]
     for name, strategy in STRATEGIES.items():
         for i, stage in enumerate(strategy.stages):
             steps = "the rest" if stage.share is None else f"{100 * stage.share:g} %"
@@ -316,8 +321,9 @@ def strategies(results: Path) -> Lines:
             rate = f"{stage.rate:g} times" if stage.rate != 1 else ""
             smoothing = f"{stage.smoothing:g}" if stage.smoothing else ""
             tempering = f"{stage.tempering:g}" if stage.tempering < 1 else ""
+            exact = f"{100 * stage.exact:g} %" if smoothing or tempering else ""
             cells = [stage.solver, "all" if len(strategy.stages) == 1 else steps, over, rate]
-            table.append(["" if i else f"`{name}`", *cells, smoothing, tempering])
+            table.append(["" if i else f"`{name}`", *cells, smoothing, tempering, exact])
     return markdown(table)
 
 
@@ -338,6 +344,44 @@ def optimisation(result: dict) -> Lines:
             table.append([row["way"], psnr, f"{row['gap']:+.0f}", *shares])
         lines += [f"### {task}", "", *markdown(table), ""]
     return lines
+
+
+def problems(result: dict) -> Lines:
+    """Everyday problems: the call without options against named settings and others' methods."""
+    where = result["conditions"]
+    facts = [f"{where['images']} images a problem"]
+    if where["steps"]:
+        facts.append(f"{where['steps']} steps")
+    lines = conditions(where, *facts)
+    others = ["default, TarFlow", "Gaussian MAP", "TV, same law", "BM3D", "Wiener"]
+    for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["kind"] == kind]
+        weights = sorted({w for row in rows for w in row["cells"] if w.startswith("beta")})
+        table = [["problem", "input", "default", "best named", "default less best"]]
+        table[0] += [*reversed(weights), *others]
+        for row in rows:
+            cells, own = row["cells"], np.array(row["cells"]["default"]["psnr"])
+            named = {n: c for n, c in cells.items() if n.startswith("map")}
+            best = max(named, key=lambda n: np.mean(named[n]["psnr"]), default="")
+            gap = own - np.array(named[best]["psnr"]) if best else own - own
+            less = f"{gap.mean():+.2f} ± {interval(gap):.2f}" if gap.any() else "the same"
+            less = less if best else "not run"
+            first = [row["title"], _psnr(row["input"]) if "input" in row else "", _psnr(own)]
+            best = f"{_psnr(named[best]['psnr'])} ({best})" if best else ""
+            table.append([*first, best, less, *(_cell(cells, w) for w in reversed(weights))])
+            table[-1] += [_cell(cells, name) for name in others]
+        lines += [f"### {kind.capitalize()} images", "", *markdown(table), ""]
+    return lines
+
+
+def _psnr(values: Iterable[float]) -> str:
+    return f"{np.mean(list(values)):.2f}"
+
+
+def _cell(cells: dict, name: str) -> str:
+    """Mean PSNR, or in words why there is none."""
+    cell = cells.get(name, {"absent": "not run"})
+    return _psnr(cell["psnr"]) if "psnr" in cell else cell["absent"]
 
 
 def reproduction(results: Path, name: str) -> Lines:
@@ -362,6 +406,21 @@ def reproduction(results: Path, name: str) -> Lines:
     return lines
 
 
+def reliability(result: dict) -> Lines:
+    """How many cases of each campaign were tried, and how they ended."""
+    where = result["conditions"]
+    table: list[list[object]] = [["attack", "tried", "refused clearly", "right", "wrong", "commit"]]
+    for row in result["rows"]:
+        counts = [f"{row[key]:,}" for key in ("tried", "refused", "right", "wrong")]
+        table.append([row["title"], *counts, row["commit"]])
+    minutes = sum(row["seconds"] for row in result["rows"]) / 60
+    kinds = [
+        f"{row['campaign']}: {n} x {k}" for row in result["rows"] for k, n in row["kinds"].items()
+    ]
+    lines = [*conditions(where, f"{minutes:.0f} minutes in all"), *markdown(table)]
+    return [*lines, "", "Wrong: " + "; ".join(kinds) + "."] if kinds else lines
+
+
 TABLES: dict[str, Callable[..., Lines]] = {
     "demo": demo,
     "map_step": each_machine("map_step", map_step),
@@ -375,5 +434,7 @@ TABLES: dict[str, Callable[..., Lines]] = {
     "ptxas": each_machine("ptxas", ptxas),
     "strategies": strategies,
     "optimisation": each_machine("optimisation", optimisation),
+    "problems": each_machine("problems", problems),
     "reproduction": reproduction,
+    "reliability": each_machine("reliability", reliability),
 }

@@ -25,8 +25,9 @@ from torch import Tensor
 class Density(Protocol):
     """A density over images.
 
-    A mapping ``info`` beside it, if there is one, may tell "log_prob_peak": the largest log p of
-    held-out images.
+    As a prior one that is no ``Flow`` has images of any size: a solve is over images, and the size
+    is that of the operator's guess or of the start. A mapping ``info`` beside a flow, if there is
+    one, may tell "log_prob_peak": the largest log p of held-out images.
     """
 
     def log_prob(self, x: Tensor, /) -> Tensor:
@@ -70,8 +71,11 @@ class Generator(Protocol):
 class NoiseModel(Protocol):
     """A density of the residual delta = y - f(x), shaped like the measurements y.
 
-    An attribute ``multimodal`` that is True says that the density has many peaks, as a flow's has:
-    MAP is then annealed unless another strategy is chosen.
+    An attribute ``multimodal`` says whether the density has many peaks, as a flow's has: MAP is
+    then tempered unless another strategy is chosen. Without it a few values of log p decide.
+
+    A law that depends on f(x) as well has no density of the residual alone: ``OnePass`` serves
+    instead, and ``scores`` asks for either.
     """
 
     def log_prob(self, residual: Tensor, /) -> Tensor:
@@ -104,13 +108,8 @@ class Freezable(Protocol):
 
 
 @runtime_checkable
-class Frozen(Protocol):
-    """What ``freeze`` makes of a flow. Gradients reach x and z, once: no second derivatives."""
-
-    @property
-    def precision(self) -> str:
-        """How its networks multiply: "fp32", "tf32" or "bf16"."""
-        ...
+class Sized(Protocol):
+    """A part that knows what it needs of memory, so that a large batch is solved in parts."""
 
     @property
     def saved_bytes(self) -> int:
@@ -120,6 +119,16 @@ class Frozen(Protocol):
     @property
     def work_bytes(self) -> int:
         """Bytes that an image needs during a call."""
+        ...
+
+
+@runtime_checkable
+class Frozen(Sized, Protocol):
+    """What ``freeze`` makes of a flow. Gradients reach x and z, once: no second derivatives."""
+
+    @property
+    def precision(self) -> str:
+        """How its networks multiply: "fp32", "tf32" or "bf16"."""
         ...
 
 
@@ -168,6 +177,31 @@ class Linear(Protocol):
 
 
 @runtime_checkable
+class Physics(Protocol):
+    """A deepinv physics, y = sensor(noise(A(x))): calling it adds noise.
+
+    An operator that has all four is used as f(x) = sensor(A(x)). One that has some of them only,
+    such as a module with a matrix called ``A``, is called like any other.
+    """
+
+    def A(self, x: Tensor, /) -> Tensor:  # noqa: N802
+        """The measurements without noise."""
+        ...
+
+    def A_dagger(self, y: Tensor, /) -> Tensor:  # noqa: N802
+        """Images (B, C, H, W) of measurements."""
+        ...
+
+    def noise(self, u: Tensor, /) -> Tensor:
+        """Measurements with noise."""
+        ...
+
+    def sensor(self, u: Tensor, /) -> Tensor:
+        """What the sensor makes of them."""
+        ...
+
+
+@runtime_checkable
 class NoiseInside(Protocol):
     """An operator f(x) = after(before(x)) that is noisy within: y = after(before(x) + delta).
 
@@ -199,11 +233,46 @@ class Sampled(Protocol):
 
 @runtime_checkable
 class OnePass(Protocol):
-    """A noise model that scores y - f(x) in one pass over y and f(x)."""
+    """A noise model that scores y and f(x) in one pass: cheaper, or because its law follows f(x).
+
+    It is used before ``log_prob``, which it may lack.
+    """
 
     def log_likelihood(self, y: Tensor, fx: Tensor, /) -> Tensor:
-        """log p(y - fx), (B,)."""
+        """log p(y | fx), (B,)."""
         ...
+
+
+@runtime_checkable
+class DrawnAt(Protocol):
+    """A noise model that can be drawn from at a clean signal. It is used before ``sample``."""
+
+    def draw(self, fx: Tensor, generator: torch.Generator | None = None, /) -> Tensor:
+        """A draw of y - fx, shaped like fx (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class Whitening(Protocol):
+    """A noise model whose residuals an invertible map makes standard normal."""
+
+    def whiten(self, residual: Tensor, /) -> tuple[Tensor, Tensor]:
+        """A residual (B, ...) as white noise of its shape, and log|det| of that map, (B,)."""
+        ...
+
+    def colour(self, white: Tensor, /) -> Tensor:
+        """Inverse of ``whiten``."""
+        ...
+
+
+def is_bounded(flow: Any) -> bool:
+    """Whether a flow says that its images lie in [0, 1], as one that begins with a logit.
+
+    >>> is_bounded(object())
+    False
+    """
+    support = getattr(getattr(flow, "config", None), "support", None)
+    return isinstance(support, str) and support == "bounded"  # else another library's word
 
 
 Ability = TypeVar("Ability")
@@ -229,8 +298,29 @@ def provides(part: object, ability: type[Ability]) -> TypeGuard[Ability]:
     protocol: type = ability
     if isinstance(part, type) or missing(part, protocol):
         return False
-    methods = {n: d for n, d in _members(protocol).items() if inspect.isfunction(d)}
+    methods = {n: d for n, d in members(protocol).items() if inspect.isfunction(d)}
     return all(_can_be_called(getattr(part, name), method) for name, method in methods.items())
+
+
+def scores(noise: object) -> TypeGuard[NoiseModel | OnePass]:
+    """Whether a noise model has a density, of the residual or of y given f(x).
+
+    >>> from flowinv_fast.noise import SignalDependent
+    >>> camera = SignalDependent(torch.distributions.Normal(0.0, 1.0), [0.0, 1.0], [0.1, 0.2])
+    >>> provides(camera, NoiseModel), scores(camera)
+    (False, True)
+    """
+    return provides(noise, NoiseModel) or provides(noise, OnePass)
+
+
+def noisy_inside(operator: object) -> TypeGuard[NoiseInside]:
+    """Whether the noise goes inside an operator.
+
+    >>> from flowinv_fast import operators
+    >>> noisy_inside(operators.SignSensing(4, (1, 2, 2), noise_inside=True))
+    True
+    """
+    return provides(operator, NoiseInside) and operator.noise_inside in (True,)  # numpy's as well
 
 
 def missing(part: object, protocol: type) -> list[str]:
@@ -239,12 +329,16 @@ def missing(part: object, protocol: type) -> list[str]:
     >>> missing(3, Density)
     ['log_prob']
     """
-    return [name for name in _members(protocol) if not hasattr(part, name)]
+    return [name for name in members(protocol) if not hasattr(part, name)]
 
 
 @functools.lru_cache(maxsize=64)
-def _members(protocol: type) -> dict[str, Any]:
-    """What a protocol and those it extends declare."""
+def members(protocol: type) -> dict[str, Any]:
+    """What a protocol and those it extends declare, by name.
+
+    >>> list(members(Linear))
+    ['__call__', 'adjoint']
+    """
     declared: dict[str, Any] = {}
     for base in reversed(protocol.__mro__):
         if getattr(base, "_is_protocol", False) and base is not Protocol:

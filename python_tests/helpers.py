@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -71,10 +72,17 @@ def assert_names(argument: str, call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def build_shim(source: Path) -> Path:
-    """The compiled module with the CUDA kernels as fibers (csrc/tests/host_shim.h), of this source
-    tree; what was built before is kept in its folder build/."""
-    build = source / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
+def build_shim(source: Path, texts: dict[str, str] | None = None) -> Path:
+    """The compiled module with the CUDA kernels as fibers (csrc/tests/host_shim.h).
+
+    It is built of a copy of this tree's C++ sources, or of ``texts`` (path: text), which is kept in
+    build/: trees that share the copy (FLOWINV_SHIM_FOLDER) compile what differs between them alone.
+    """
+    folder = shim_folder(source)
+    names = ("CMakeLists.txt", "pyproject.toml")
+    texts = texts or read_texts(source, "csrc/**/*.*", *names)
+    cpp = {n: t for n, t in texts.items() if n.startswith("csrc/") or n in names}
+    write_texts(folder / "tree", cpp, "csrc/**/*.*")
     options = {
         "FLOWINV_HOST_SHIM": "ON",
         "FLOWINV_WERROR": "ON",
@@ -82,9 +90,33 @@ def build_shim(source: Path) -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     defines = [f"-D{name}={value}" for name, value in options.items()]
-    checked(["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *defines])
+    build = folder / "build"
+    checked(["cmake", "-S", str(folder / "tree"), "-B", str(build), "-G", "Ninja", *defines])
     checked(["cmake", "--build", str(build)])
     return build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def shim_folder(source: Path) -> Path:
+    """Where the module with the shim is built."""
+    own = source / "build" / f"shim-{sysconfig.get_config_var('SOABI')}"
+    return Path(os.environ.get("FLOWINV_SHIM_FOLDER", own))
+
+
+def read_texts(folder: Path, *patterns: str) -> dict[str, str]:
+    """The files of a folder by their names in it."""
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
+
+
+def write_texts(folder: Path, texts: dict[str, str], *patterns: str) -> None:
+    """Only what changed, so that a build has little to do; other files of the patterns go."""
+    for old in set(read_texts(folder, *patterns)) - set(texts):
+        (folder / old).unlink()
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def checked(command: list[str], **options) -> str:

@@ -23,6 +23,7 @@ def test_runs_for_several_models_add_up_to_one_file(bench, tmp_path):
     from harness import write
 
     where = {"machine": "A card", "commit": "abc", "device": "cuda", "rounds": 3}
+    where["photographs"] = ("a", "b")  # JSON makes a list of it
 
     def run(date: int, rounds: int, *rows: tuple) -> list[tuple]:
         rows = [{"model": m, "batch": b, "run": date} for m, b in rows]

@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from helpers import build_shim, checked
+from helpers import build_shim, checked, read_texts, shim_folder, write_texts
 
 from flowinv_fast.experiments.tasks import TASKS
 from flowinv_fast.flows.io import ARCHITECTURES
@@ -40,8 +40,8 @@ def tables():
         table.update(before)
 
 
-def test_there_are_five_recipes():
-    assert len(RECIPES) == 5
+def test_there_are_six_recipes():
+    assert len(RECIPES) == 6
     assert all(BLOCK.search(text) for text in RECIPES.values())
 
 
@@ -51,13 +51,6 @@ def test_recipe_runs(recipe, tables, tmp_path, monkeypatch):
     (block,) = BLOCK.findall(RECIPES[recipe])
     code = compile(block[3], f"extending.md, {recipe}", "exec", dont_inherit=True)
     exec(code, {"__name__": "__main__"})
-
-
-def write(path: Path, text: str) -> None:
-    """Only what changed, so that a second build has little to do."""
-    if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 def apply(kind: str, mark: str, block: str, texts: dict[str, str]) -> None:
@@ -73,21 +66,15 @@ def apply(kind: str, mark: str, block: str, texts: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def extended_tree() -> Path:
-    """The sources with the third recipe followed, built with the CUDA sources as fibers."""
+    """The sources with the recipe of a kernel followed, built with the CUDA sources as fibers."""
     folder = ROOT / "build" / f"extended-{sysconfig.get_config_var('SOABI')}"
-    patterns = ("csrc/**/*.*", "flowinv_fast/**/*.py", "python_tests/**/*.py", "*.toml", "CMake*")
-    paths = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    patterns = ("csrc/**/*.*", "python_tests/**/*.py", "flowinv_fast/**/*.py")
+    texts = read_texts(ROOT, *patterns, "*.toml", "CMake*")
     (recipe,) = (text for name, text in RECIPES.items() if "kernel" in name)
     for kind, mark, _, block in BLOCK.findall(recipe):
         apply(kind, mark, block, texts)
-    for name, text in texts.items():
-        write(folder / name, text)
-    for old in folder.glob("*/**/*.*"):  # of an earlier state of the sources
-        name = old.relative_to(folder).as_posix()
-        if name.startswith(("csrc/", "python_tests/")) and name not in texts and old.is_file():
-            old.unlink()
-    module = build_shim(folder)
+    write_texts(folder, texts, *patterns)
+    module = build_shim(ROOT, texts)
     shutil.copy(module, folder / "flowinv_fast" / module.name)
     return folder
 
@@ -96,6 +83,6 @@ def extended_tree() -> Path:
 def test_the_operation_keeps_all_rules(tests, extended_tree):
     """Values, derivatives and torch's rules on the CPU, then the CUDA source under the shim."""
     command = [sys.executable, "-m", "pytest", "-q", f"python_tests/{tests}", "-k", "laplace"]
-    environment = {**os.environ, "PYTHONPATH": str(extended_tree)}
-    told = checked(command, cwd=extended_tree, env=environment)
+    shared = {"PYTHONPATH": str(extended_tree), "FLOWINV_SHIM_FOLDER": str(shim_folder(ROOT))}
+    told = checked(command, cwd=extended_tree, env={**os.environ, **shared})
     assert re.search(r"\d+ passed", told) and "failed" not in told

@@ -89,7 +89,7 @@ def private_names_in_benchmarks(name: str, tree: ast.AST) -> Iterator[str]:
             yield ".".join(full)
     for node in ast.walk(tree):
         private = isinstance(node, ast.Attribute) and re.match(r"_(?!_|C$)", node.attr)
-        if private and ast.unparse(node.value) not in ("self", "cls", "torch"):
+        if private and ast.unparse(node.value) not in ("self", "cls", "torch", "os"):
             yield node.attr
 
 

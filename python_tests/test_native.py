@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, run without a GPU: csrc/tests/host_shim.h makes fibers of threads.
 
-The module is built once with the shim in place of the CUDA toolkit (build/shim, kept between runs)
+The module is built with the shim in place of the CUDA toolkit (build/shim-..., kept between runs)
 and every op is then sent through its CUDA launcher, with undefined behaviour trapped.
 """
 

@@ -9,6 +9,7 @@ import torch
 from flows.test_frozen import random_flow
 from torch import nn
 from toy_flows import SHAPE, AffineFlow
+from toy_flows import Physics as ToyPhysics
 
 from flowinv_fast import noise, operators
 from flowinv_fast.generators import GeneratorConfig
@@ -16,6 +17,7 @@ from flowinv_fast.generators.nets import make
 from flowinv_fast.protocols import (
     Continuation,
     Density,
+    DrawnAt,
     Flow,
     ForwardOperator,
     Freezable,
@@ -27,9 +29,12 @@ from flowinv_fast.protocols import (
     NoiseModel,
     OnePass,
     PerImage,
+    Physics,
     Sampled,
+    Sized,
     missing,
     provides,
+    scores,
 )
 
 PARTS = {
@@ -37,31 +42,50 @@ PARTS = {
     "frozen": lambda: random_flow(SHAPE, 0.3, hidden=4, scales=1, blocks=0).freeze(),
     "generator": lambda: make(GeneratorConfig((1, 8, 8), "vae", latent_dim=3, width=2)),
     "gaussian": lambda: noise.Gaussian(0.1),
+    "stationary": lambda: noise.StationaryGaussian(torch.ones(SHAPE)),
+    "low-rank": lambda: noise.LowRankGaussian(0.0, torch.ones(2, *SHAPE), 1.0),
     "digits": lambda: noise.Digits(torch.ones(2, 3, 3)),
     "flow-noise": lambda: noise.FlowNoise(PARTS["flow"]()),
     "placed": lambda: noise.PlacedFlowNoise(PARTS["flow"](), torch.tensor([[0, 0, 0]]), 0.1),
     "distribution": lambda: torch.distributions.Normal(0.0, 1.0),
+    "adapted": lambda: noise.FromDistribution(torch.distributions.Normal(0.0, 1.0)),
+    "by-signal": lambda: noise.SignalDependent(noise.Gaussian(1.0), [0.0, 1.0], [0.1, 0.2]),
     "identity": lambda: operators.Identity(),
     "scale": lambda: operators.Scale(2.0),
     "sign": lambda: operators.SignSensing(3, SHAPE),
     "plain": lambda: operators.Scale(2.0) @ torch.exp,
     "both": lambda: operators.SignSensing(3, SHAPE) @ operators.Scale(2.0),
+    "numpy": lambda: operators.from_numpy(abs, vjp=lambda x, v: v),
+    "numpy-linear": lambda: operators.from_numpy(abs, abs),
+    "physics": lambda: ToyPhysics(torch.exp),
 }
+CORRELATED = {"stationary", "low-rank"}
+LAWS = {"gaussian", *CORRELATED, "flow-noise", "placed", "distribution", "adapted"}
+OPERATORS = {"identity", "scale", "sign", "plain", "both", "numpy", "numpy-linear"}
 ABLE = {
-    Density: {"flow", "frozen", "gaussian", "flow-noise", "placed", "distribution"},
+    Density: {"flow", "frozen", *LAWS},
     Flow: {"flow", "frozen"},
     Generator: {"generator"},
-    NoiseModel: {"flow", "frozen", "gaussian", "flow-noise", "placed", "distribution"},
-    ForwardOperator: {"generator", "identity", "scale", "sign", "plain", "both", "flow"},
-    Freezable: {"flow", "flow-noise", "placed"},
+    NoiseModel: {"flow", "frozen", *LAWS},
+    ForwardOperator: {"generator", "flow", "physics", *OPERATORS},
+    Freezable: {"flow", "flow-noise", "placed", "by-signal"},
     Frozen: {"frozen"},
-    PerImage: {"gaussian", "placed", "scale", "plain", "both"},
-    Initial: {"identity", "scale", "sign", "plain", "both"},
+    PerImage: {
+        *("gaussian", *CORRELATED, "placed", "adapted", "by-signal"),
+        *("scale", "plain", "both"),
+    },
+    Initial: OPERATORS,
     Continuation: {"sign", "both"},
-    Linear: {"identity", "scale", "sign", "both"},
+    Linear: {"identity", "scale", "sign", "both", "numpy-linear"},
     # A flow's sample(n, temperature) takes as many arguments.
-    Sampled: {"gaussian", "digits", "flow-noise", "placed", "flow", "frozen", "generator"},
-    OnePass: {"gaussian"},
+    Sampled: {
+        *("gaussian", *CORRELATED, "digits", "flow-noise", "placed", "adapted"),
+        *("flow", "frozen", "generator"),
+    },
+    OnePass: {"gaussian", "by-signal"},
+    DrawnAt: {"by-signal"},
+    Physics: {"physics"},
+    Sized: {"frozen", "flow-noise", "placed", "by-signal"},
 }
 
 
@@ -69,6 +93,11 @@ ABLE = {
 def test_which_part_has_which_ability(ability):
     found = {name for name, make_part in PARTS.items() if provides(make_part(), ability)}
     assert found == ABLE[ability]
+
+
+def test_a_density_of_either_kind_can_be_scored():
+    found = {name for name, make_part in PARTS.items() if scores(make_part())}
+    assert found == ABLE[NoiseModel] | ABLE[OnePass]
 
 
 class Lightning(nn.Module):

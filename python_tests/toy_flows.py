@@ -1,4 +1,4 @@
-"""Flows whose posteriors are known in closed form, for tests of the solver."""
+"""Flows whose posteriors are known in closed form, and a physics, for tests of the solver."""
 
 from __future__ import annotations
 
@@ -25,3 +25,25 @@ class AffineFlow:
 
     def log_prob(self, x):
         return torch.distributions.Normal(self.mean, self.std).log_prob(x).flatten(1).sum(1)
+
+
+class Physics:
+    """Like one of deepinv: calling it adds noise."""
+
+    def __init__(self, clean, sensor=lambda u: u):
+        self.clean, self.then = clean, sensor
+
+    def A(self, x, **kwargs):  # noqa: N802
+        return self.clean(x)
+
+    def A_dagger(self, y, x_init=None):  # noqa: N802
+        return y
+
+    def noise(self, u, **kwargs):
+        return u + torch.randn_like(u)
+
+    def sensor(self, u):
+        return self.then(u)
+
+    def __call__(self, x):
+        raise AssertionError("called")

@@ -124,8 +124,13 @@ void register_frozen_flow(py::module_& m) {
   const auto of_plan = [](auto member) {
     return [member](const FrozenFlow& flow) { return flow.plan.*member; };
   };
+  // By a function, not py::init: where memory for pybind11's own table of objects fails behind a
+  // constructor, nobody catches the exception, and the process ends.
+  m.def("make_frozen_flow",
+        [](const std::tuple<int, int, int>& shape, int precision, bool on_device) {
+          return new FrozenFlow(shape, precision, on_device);
+        });
   py::class_<FrozenFlow>(m, "FrozenFlow", py::module_local())
-      .def(py::init<const std::tuple<int, int, int>&, int, bool>())
       .def("add_standardise", add_standardise)
       .def("add_squeeze", [](FrozenFlow& flow) { flow.plan.add_squeeze(); })
       .def("add_factor_out", [](FrozenFlow& flow) { flow.plan.add_factor_out(); })

@@ -2,6 +2,8 @@
 //
 //     encode      p = alpha + (1 - 2 alpha) x,  z = log p - log(1 - p)
 //                 log|dz/dx| = log(1 - 2 alpha) - log p - log(1 - p)
+//                 for p outside (0, 1), which no z decodes to: z of the p that is eps from that
+//                 end, log|dz/dx| = -infinity, and the gradient zero; NaN stays NaN
 //     decode      x = (sigmoid(z) - alpha) / (1 - 2 alpha)
 //                 log|dx/dz| = -softplus(z) - softplus(-z) - log(1 - 2 alpha)
 //     dequantise  (round(x (levels - 1)) + u) / levels, u uniform on [0, 1) by Philox
@@ -25,9 +27,13 @@ struct Logit {
       : alpha(A(a)), range(A(1 - 2 * a)), log_range(A(math::log(1 - 2 * a))) {}
 
   FI_HD A encode(A x, A& log_term) const {
-    const A p = alpha + range * x;
+    const A at = alpha + range * x;
+    const bool below = at <= A(0), above = at >= A(1);
+    constexpr A eps = sizeof(A) == 8 ? A(2.220446049250313e-16) : A(1.1920928955078125e-7);
+    const A p = below ? eps : above ? A(1) - eps : at;
     const A log_p = math::log(p), log_q = math::log1p(-p);
-    log_term = log_range - log_p - log_q;
+    const A term = log_range - log_p - log_q;
+    log_term = below || above ? A(-INFINITY) : term;
     return log_p - log_q;
   }
   FI_HD A decode(A z, A& log_term) const {
@@ -35,8 +41,11 @@ struct Logit {
     return (math::sigmoid(z) - alpha) / range;
   }
   FI_HD A encode_grad(A grad_z, A grad_logdet, A x) const {
-    const A p = alpha + range * x;
-    return (grad_z + grad_logdet * (A(2) * p - A(1))) * range / (p * (A(1) - p));
+    const A at = alpha + range * x;
+    const bool outside = at <= A(0) || at >= A(1);
+    const A p = outside ? A(0.5) : at;
+    const A grad = (grad_z + grad_logdet * (A(2) * p - A(1))) * range / (p * (A(1) - p));
+    return outside ? A(0) : grad;
   }
   FI_HD A decode_grad(A grad_x, A grad_logdet, A z) const {
     const A s = math::sigmoid(z);

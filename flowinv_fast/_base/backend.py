@@ -31,6 +31,9 @@ except ImportError as error:
     _C = None  # type: ignore[assignment]
 
 constants = FALLBACK if _C is None else Constants(**_C.constants)
+# Torch's own threads (GNU OpenMP) do not live on in a fork, and its next parallel loop there would
+# wait for them for ever. One thread a process is what torch gives its data loaders' workers too.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 DTYPES = {getattr(torch, name): code for name, code in constants.dtypes.items()}
 PRECISIONS = tuple(constants.precisions)
 TensorArg = tuple[int, int, int]  # address, number of elements, dtype code

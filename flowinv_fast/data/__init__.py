@@ -1,6 +1,7 @@
-"""Images in and out: IDX files, arrays, folders; the shipped weights and test images."""
+"""Images and recordings in and out: files, arrays, folders; shipped weights and test images."""
 
 from .images import image_grid, load_images, sample_images, save_png, to_picture
+from .recordings import load_recordings
 from .sources import Crops, Stored
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "Stored",
     "image_grid",
     "load_images",
+    "load_recordings",
     "sample_images",
     "save_png",
     "to_picture",

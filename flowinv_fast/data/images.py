@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from .._base.errors import ArgumentError, require
-from .._base.files import whole_file
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+from .._base.errors import DataError, is_whole, require
+from .._base.files import reading, whole_file
+from .arrays import load_idx, load_npy
+from .pictures import SUFFIXES, picture_files, read_picture, require_room
 
 
 def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = None) -> Tensor:
@@ -27,14 +24,19 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
 
     Args:
         path: an IDX file (.gz or not), a .npy file (N, H, W), (N, H, W, C) or (N, C, H, W) of
-            uint8, or a folder of pictures (searched recursively, in sorted order).
-        size: (C, H, W) wanted; pictures of a folder are centre-cropped to the aspect ratio and
-            resampled (Lanczos); C is 1 or 3. IDX and .npy files must have this size already.
-            Without it a folder takes the size of its first picture, in colour.
+            uint8, a picture, or a folder of pictures (searched recursively, in sorted order;
+            hidden files and others are left out, of which a warning tells). What 16 bits, floats,
+            palettes and alpha become, and which pictures are refused: ``pictures.read_picture``.
+        size: (C, H, W) wanted, C 1 or 3; pictures are centre-cropped to the aspect ratio and
+            resampled (Lanczos), grey and colour turned into one another. IDX and .npy files must
+            have this size already. Without it pictures are read in colour, and must all have the
+            size of the first.
     Returns:
         uint8 tensor (N, C, H, W).
     Raises:
-        ArgumentError: nothing readable there, or another size than wanted.
+        ArgumentError: another size than wanted.
+        DataError: nothing readable there, pictures of several sizes, or more images than half of
+            the free memory holds; the message names the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,11 +44,14 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
     ...     load_images(folder, (1, 4, 4)).shape
     torch.Size([1, 1, 4, 4])
     """
+    require(os.fspath(path) != "", "load_images", "path", "a file or folder", "no name")
     path = Path(path)
-    require(path.exists(), "load_images", "path", "an existing file or folder", str(path))
-    if path.is_dir():
-        return _load_folder(path, size)
-    images = _load_npy(path) if path.suffix == ".npy" else _load_idx(path)
+    if size is not None:
+        good = len(size) == 3 and all(is_whole(n, 1) for n in size) and size[0] in (1, 3)
+        require(good, "load_images", "size", "(C, H, W), C 1 or 3", size)
+    if os.path.isdir(path) or path.suffix.lower() in SUFFIXES:
+        return _load_pictures(path, size)
+    images = torch.from_numpy((load_npy if path.suffix == ".npy" else load_idx)(path))
     found = tuple(images.shape[1:])
     good = size is None or found == tuple(size)
     got = f"{path} with images of size {found}"
@@ -55,97 +60,56 @@ def load_images(path: str | os.PathLike, size: tuple[int, int, int] | None = Non
 
 
 def require_images(
-    function: str, argument: str, images: Any, shape: tuple[int, ...], least: int = 1
+    function: str,
+    argument: str,
+    images: Any,
+    shape: tuple[int, ...],
+    least: int = 1,
+    dtype: torch.dtype = torch.uint8,
 ) -> None:
-    """Refuse anything but at least so many uint8 images (N, C, H, W) of this shape."""
-    wanted = f"uint8 of shape (N, {', '.join(map(str, shape))}), N at least {least}"
+    """Refuse anything but at least so many images (N, C, H, W) of this shape, uint8 or finite."""
+    kind = str(dtype).removeprefix("torch.")
+    wanted = f"{kind} of shape (N, {', '.join(map(str, shape))}), N at least {least}"
     require(isinstance(images, Tensor), function, argument, wanted, type(images).__name__)
-    good = images.dtype == torch.uint8 and tuple(images.shape[1:]) == tuple(shape)
+    good = images.dtype == dtype and tuple(images.shape[1:]) == tuple(shape)
     got = f"{images.dtype} of shape {tuple(images.shape)}"
     require(good and len(images) >= least, function, argument, wanted, got)
+    finite = not dtype.is_floating_point or bool(images.isfinite().all())
+    require(finite, function, argument, "finite numbers", "some that are not")
 
 
-def _load_idx(path: Path) -> Tensor:
-    """The IDX format of MNIST: 0, 0, type code, rank, big-endian sizes, data."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError) as error:
-            raise ArgumentError(
-                "load_images", "path", "a whole gzip file", f"{path}: {error}"
-            ) from None
-    wanted = "an IDX file of uint8 images (rank 3), a .npy file or a folder"
-    good = len(raw) >= 16 and raw[:4] == b"\x00\x00\x08\x03"
-    require(good, "load_images", "path", wanted, str(path))
-    count, height, width = np.frombuffer(raw, ">u4", 3, 4).astype(int).tolist()
-    complete = len(raw) == 16 + count * height * width
-    wanted = f"{count} images of {height} x {width}"
-    got = f"{path} with {len(raw) - 16} bytes of data"
-    require(complete, "load_images", "path", wanted, got)
-    data = np.frombuffer(raw, np.uint8, offset=16).reshape(count, 1, height, width)
-    return torch.from_numpy(data.copy())
+def _load_pictures(path: Path, size: tuple[int, int, int] | None) -> Tensor:
+    """A picture or a folder of them, of this size or of that of the first, in one allocation."""
+    files = picture_files("load_images", "path", path)
+    channels = size[0] if size else 3
+    images: Tensor | None = None
+    for index, file in enumerate(files):
+        picture = read_picture("load_images", "path", file, channels)
+        if images is None:
+            height, width = size[1:] if size else (picture.height, picture.width)
+            shape = (len(files), channels, height, width)
+            require_room("load_images", "path", path, math.prod(shape))
+            images = torch.empty(shape, dtype=torch.uint8)
+        if size is None and picture.size != (width, height):
+            wrong = (
+                f"it has {picture.width} x {picture.height} pixels, and {files[0]} has {width} x "
+                f"{height}; give the size that all shall have (--size)"
+            )
+            raise DataError("load_images", "path", file, wrong)
+        with reading("load_images", "path", file):
+            images[index] = torch.from_numpy(_fit(picture, height, width))
+    assert images is not None  # no folder without pictures comes here
+    return images
 
 
-def _load_npy(path: Path) -> Tensor:
-    try:
-        data = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ArgumentError("load_images", "path", "a .npy array", f"{path}: {error}") from None
-    wanted = "a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
-    require(data.dtype == np.uint8, "load_images", "path", wanted, f"{path} of {data.dtype}")
-    if data.ndim == 3:
-        data = data[:, None]
-    elif data.ndim == 4 and data.shape[-1] in (1, 3) and data.shape[1] not in (1, 3):
-        data = data.transpose(0, 3, 1, 2)
-    good = data.ndim == 4 and data.shape[1] in (1, 3)
-    require(good, "load_images", "path", wanted, f"{path} of shape {data.shape}")
-    return torch.from_numpy(np.ascontiguousarray(data))
-
-
-def open_pictures(function: str, argument: str, folder: str | os.PathLike) -> Iterator[Image.Image]:
-    """The pictures of a folder and its subfolders, numbers in names sorted by value.
-
-    Raises:
-        ArgumentError: no pictures there, or one that cannot be read.
-    """
-    folder = Path(folder)
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES]
-    require(len(files) > 0, function, argument, "a folder with pictures", str(folder))
-    by_number = lambda path: [
-        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split(r"(\d+)", str(path))
-    ]
-    for file in sorted(files, key=by_number):
-        try:
-            with Image.open(file) as picture:
-                picture.load()
-                yield picture
-        except (UnidentifiedImageError, OSError) as error:
-            raise ArgumentError(
-                function, argument, "readable pictures", f"{file}: {error}"
-            ) from None
-
-
-def _load_folder(path: Path, size: tuple[int, int, int] | None) -> Tensor:
-    pictures = []
-    for picture in open_pictures("load_images", "path", path):
-        if size is None:
-            size = (3, picture.height, picture.width)
-        pictures.append(_fit(picture, size))
-    return torch.from_numpy(np.stack(pictures))
-
-
-def _fit(picture: Image.Image, size: tuple[int, int, int]) -> np.ndarray:
-    channels, height, width = size
-    picture = picture.convert("L" if channels == 1 else "RGB")
+def _fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
     scale = max(height / picture.height, width / picture.width)
     box_height, box_width = height / scale, width / scale
     top, left = (picture.height - box_height) / 2, (picture.width - box_width) / 2
     box = (left, top, left + box_width, top + box_height)
     picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    array = np.asarray(picture)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+    array = np.array(picture)
+    return array[None] if picture.mode == "L" else array.transpose(2, 0, 1)
 
 
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tensor:

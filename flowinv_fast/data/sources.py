@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,20 +12,22 @@ from PIL import Image
 from torch import Tensor
 
 from .. import ops
-from .._base.errors import is_whole, require
+from .._base.errors import DataError, is_whole, require
+from .._base.identity import digest
 from .._base.tensors import Stream
-from .images import open_pictures, require_images
+from .images import require_images
+from .pictures import open_pictures, require_room
 
 
 class Stored:
     """Images in memory, each once an epoch, in an order that seed and epoch fix.
 
     Args:
-        images: uint8 (N, C, H, W), N at least 1.
+        images: uint8 (N, C, H, W), N at least 1; or float32, real numbers of any range.
         flips: mirror every image left to right with probability 1/2.
         seed: of order and flips, below 2^40.
     Raises:
-        ArgumentError: anything but uint8 images.
+        ArgumentError: anything else, or numbers that are not finite.
 
     >>> stored = Stored(torch.zeros(10, 1, 28, 28, dtype=torch.uint8))
     >>> len(stored), stored.batch(step=0, size=4).shape
@@ -35,7 +38,8 @@ class Stored:
         good = isinstance(images, Tensor) and images.dim() == 4
         got = getattr(images, "shape", type(images).__name__)
         require(good, "Stored", "images", "uint8 of shape (N, C, H, W)", got)
-        require_images("Stored", "images", images, images.shape[1:])
+        kind = torch.float32 if images.dtype == torch.float32 else torch.uint8
+        require_images("Stored", "images", images, images.shape[1:], dtype=kind)
         self.images, self.flips, self.seed = images, flips, seed
         self.shape = tuple(images.shape[1:])
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -63,7 +67,7 @@ class Stored:
 
     def describe(self) -> dict:
         """What must agree for a run to be continued."""
-        return {"images": len(self), "flips": self.flips}
+        return {"images": len(self), "flips": self.flips, "sha256": digest(self.images)}
 
 
 class Crops:
@@ -75,15 +79,17 @@ class Crops:
     photographs lie in memory, on the device where crops are wanted.
 
     Args:
-        folder: pictures, searched recursively in sorted order.
+        folder: pictures, searched recursively in sorted order; or one picture.
         size: (C, H, W) of a crop, C 1 or 3.
         sides: shorter sides in pixels, none below the crop's; by default 1, 1.5, 2, 3 and 4 times
-            its longer side.
+            its longer side. Empty: the photographs as they are.
         epoch: crops that count as an epoch.
         flips: mirror half of the crops.
         seed: of everything drawn, below 2^40.
     Raises:
-        ArgumentError: no readable pictures, a picture smaller than a crop, or bad sizes.
+        ArgumentError: no pictures there, or bad sizes.
+        DataError: a picture that is refused (see ``pictures.read_picture``) or smaller than a crop,
+            or more pixels than half of the free memory holds.
 
     >>> import tempfile
     >>> from flowinv_fast.data import save_png
@@ -110,32 +116,33 @@ class Crops:
         if sides is None:
             sides = tuple(math.ceil(k * least / 2) for k in (2, 3, 4, 6, 8))
         self.sides = tuple(sides)
-        good = len(self.sides) > 0 and all(is_whole(s, least) for s in self.sides)
+        good = all(is_whole(s, least) for s in self.sides)
         require(good, "Crops", "sides", f"integers of at least {least}", sides)
         require(is_whole(epoch, 1), "Crops", "epoch", "an integer of at least 1", epoch)
         pixels, windows, start = [], [], 0
-        for picture in open_pictures("Crops", "folder", folder):
-            for level in self._levels(picture):
+        for file, picture in open_pictures("Crops", "folder", folder, self.shape[0]):
+            for level in self._levels(file, picture):
                 height, width = level.shape[:2]
                 windows.append((start, height, width))
                 pixels.append(level.reshape(-1, self.shape[0]))
                 start += height * width
+            require_room("Crops", "folder", folder, start * self.shape[0])  # for the copy below
         self.levels = len(windows)
         self._pixels = torch.from_numpy(np.concatenate(pixels))
         self._windows = torch.tensor(windows)
 
-    def _levels(self, picture: Image.Image) -> list[np.ndarray]:
-        picture = picture.convert("L" if self.shape[0] == 1 else "RGB")
-        short = min(picture.size)
-        sides = [s for s in self.sides if s <= short]
-        wanted = f"pictures of at least {min(self.sides)} pixels a side"
-        got = f"one of {picture.width} x {picture.height}"
-        require(len(sides) > 0, "Crops", "folder", wanted, got)
+    def _levels(self, file: Path, picture: Image.Image) -> list[np.ndarray]:
+        short, least = min(picture.size), min(self.sides, default=max(self.shape[1:]))
+        sides = [s for s in self.sides or (short,) if least <= s <= short]
+        if not sides:
+            size = f"{picture.width} x {picture.height}"
+            wrong = f"it has {size} pixels, and crops want at least {least} a side"
+            raise DataError("Crops", "folder", file, wrong)
         levels = []
         for side in sides:
-            size = [max(side, round(n * side / short)) for n in picture.size]
-            resized = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
-            levels.append(resized.reshape(size[1], size[0], -1))
+            width, height = (max(side, round(n * side / short)) for n in picture.size)
+            resized = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+            levels.append(resized.reshape(height, width, -1))
         return levels
 
     def __len__(self) -> int:
@@ -147,6 +154,25 @@ class Crops:
         moved.__dict__ = dict(self.__dict__)
         moved._pixels, moved._windows = self._pixels.to(device), self._windows.to(device)
         return moved
+
+    def parted(self, share: float) -> tuple[Crops, Crops]:
+        """Crops of all rows but the lowest, and of the lowest alone: they have no pixel in common.
+
+        Args:
+            share: of a picture's rows, in (0, 1), that are the lowest; at least those of a crop.
+        Raises:
+            ArgumentError: another share, or one that leaves no crop above.
+        """
+        start, rows, columns = self._windows.T
+        lowest = (share * rows).round().long().clamp_min(self.shape[1])
+        rows = rows - lowest
+        good = 0 < share < 1 and bool((rows >= self.shape[1]).all())
+        wanted = f"a share in (0, 1) that leaves {self.shape[1]} rows of every picture"
+        require(good, "Crops.parted", "share", wanted, share)
+        above, below = self.to(self._pixels.device), self.to(self._pixels.device)
+        above._windows = torch.stack([start, rows, columns], 1)
+        below._windows = torch.stack([start + rows * columns, lowest, columns], 1)
+        return above, below
 
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Tensor:
         """Crops of a step, uint8 (B, C, H, W); ``part`` of its ``size``."""
@@ -176,6 +202,7 @@ class Crops:
             "sides": self.sides,
             "flips": self.flips,
             "epoch": self.epoch,
+            "sha256": digest([self._pixels, self._windows]),
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .._base.command_line import whole
 from .._base.errors import require
 from .datasets import DATASETS
 
@@ -46,11 +47,11 @@ def _add_demo(
     )
     add = demo.add_argument
     add("--out", default="demo", help="folder for panel.png and results.json")
-    add("--images", type=int, default=4, help="test images per task, 1..32")
-    add("--seed", type=int, default=0, help="seed of noise and sensing matrices")
+    add("--images", type=whole(1, 32), default=4, help="test images per task, 1..32")
+    add("--seed", type=whole(0), default=0, help="seed of noise and sensing matrices")
     names = "of digits, sinusoidal, cs, 1bit; all of them if not given"
     add("--tasks", nargs="+", metavar="TASK", help=names)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, kept="panel.png and results.json are as they were")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -83,16 +84,26 @@ def _add_reproduce(
     datasets = f"{first} (default), {', '.join(others)}: images and priors"
     add("--dataset", default=first, help=datasets)
     add("--flow", default="", help="name or file of your own flow as prior")
-    add("--images", type=int, help="test images a task (default 24 shipped ones, 100 with --test)")
+    add(
+        "--images",
+        type=whole(1),
+        help="test images a task (default 24 shipped ones, 100 with --test)",
+    )
     _add_files(reproduce)
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--steps", type=int, default=200, help="steps of every solve")
+    add("--seed", type=whole(0), default=0, help="seed of everything random")
+    add("--steps", type=whole(1), default=200, help="steps of every solve")
     add("--quick", action="store_true", help="four images, 60 steps, short sweeps")
     add("--config", metavar="TOML", help="a configuration instead of the options above")
     add("--out", default="reproduction", help="folder for the results")
-    add("--jobs", type=int, default=1, help="processes that share the work and the threads")
+    add(
+        "--jobs",
+        type=whole(1, 1024),
+        default=1,
+        help="processes that share the work and the threads",
+    )
     add("--quiet", action="store_true", help="no progress bar")
-    reproduce.set_defaults(run=_reproduce)
+    kept = "finished cells are kept: the same command goes on where this one stopped"
+    reproduce.set_defaults(run=_reproduce, kept=kept)
 
 
 def _add_files(reproduce: argparse.ArgumentParser) -> None:

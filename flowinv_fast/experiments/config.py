@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .._base.errors import ArgumentError, is_whole, require
-from .._base.files import whole_file
+from .._base.errors import did_you_mean, is_whole, require
+from .._base.files import reading, whole_file
 from .datasets import DATASETS
 from .tasks import TASKS
 
@@ -18,6 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
+_LONGEST = 2**20  # bytes of a file
 _FILES = ("test_file", "tuning_file", "digit_file", "other_file")
 
 
@@ -60,16 +61,24 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         names = isinstance(self.tasks, (tuple, list)) and all(t in tuple(TASKS) for t in self.tasks)
         once = names and len(self.tasks) == len(set(self.tasks)) > 0
-        self._check("tasks", once, f"a list of names of {tuple(TASKS)}, each once")
+        wanted = f"a list of names of {tuple(TASKS)}, each once"
+        unknown = (
+            [t for t in self.tasks if t not in tuple(TASKS)]
+            if isinstance(self.tasks, tuple)
+            else []
+        )
+        got = did_you_mean(unknown[0], TASKS) if unknown else self.tasks
+        require(once, "ReproduceConfig", "tasks", wanted, got)
         object.__setattr__(self, "tasks", tuple(self.tasks))
         known = isinstance(self.dataset, str) and self.dataset in DATASETS
-        self._check("dataset", known, f"one of {tuple(DATASETS)}")
+        got = did_you_mean(self.dataset, DATASETS)
+        require(known, "ReproduceConfig", "dataset", f"one of {tuple(DATASETS)}", got)
         for name in ("images", "tuning_images", "steps", "restarts", "chunk"):
             self._check(name, is_whole(getattr(self, name), 1), "an integer of at least 1")
         small = is_whole(self.seed) and self.seed < 2**31
         self._check("seed", small, "an integer in 0 .. 2^31 - 1")
         self._check("quick", isinstance(self.quick, bool), "true or false")
-        self._check("flow", isinstance(self.flow, str), "a name or a file")
+        self._check("flow", _is_text(self.flow), "a name or a file, of whole UTF-8 characters")
         self._check_files()
 
     def _check(self, name: str, good: object, wanted: str) -> None:
@@ -78,8 +87,9 @@ class ReproduceConfig:
     def _check_files(self) -> None:
         for name in _FILES:
             value = getattr(self, name)
-            good = isinstance(value, str) and (not value or Path(value).exists())
-            self._check(name, good, "an existing file or folder, or nothing")
+            good = _is_text(value) and (not value or Path(value).exists())
+            wanted = "an existing file or folder of whole UTF-8 characters, or nothing"
+            self._check(name, good, wanted)
         there = DATASETS[self.dataset].images or self.test_file
         self._check("test_file", there, "a folder of faces (none are shipped)")
         both = bool(self.tuning_file) == bool(self.test_file)
@@ -120,16 +130,25 @@ class ReproduceConfig:
         """Read what ``save`` wrote, or what was written by hand.
 
         Raises:
-            ArgumentError: no such file, not TOML, an unknown key, a value out of range.
+            DataError: no such file, no TOML, an unknown key, a value out of range; the message
+                names the file and the key.
         """
-        try:
-            found = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:  # not there; not TOML, or not UTF-8
-            raise ArgumentError("ReproduceConfig", "path", "a TOML file", error) from None
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(found) - known)
-        require(not unknown, "ReproduceConfig", "path", f"keys of {sorted(known)}", unknown)
-        return cls(**found)
+        with reading("ReproduceConfig", "path", path) as file:
+            if file.stat().st_size > _LONGEST:
+                raise ValueError(f"it is no configuration: it has more than {_LONGEST:,} bytes")
+            found = tomllib.loads(file.read_text("utf-8"))
+            known = {f.name for f in fields(cls)}
+            unknown = sorted(set(found) - known)
+            if unknown:
+                raise ValueError(
+                    f"it has the keys {unknown}, and may have those of {sorted(known)}"
+                )
+            return cls(**found)
+
+
+def _is_text(value: object) -> bool:
+    """Whether TOML can hold it: names of files may hold bytes that are no UTF-8."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _toml(value: object) -> str:

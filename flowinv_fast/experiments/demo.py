@@ -8,7 +8,6 @@ the choice, made with the truth, favours the baseline.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +21,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import metrics
-from .._base.errors import require
-from .._base.files import whole_file
+from .._base.errors import did_you_mean, is_whole, require
+from .._base.files import locked_folder, made_folder, whole_file
+from .._base.strict_json import to_json
 from ..data import image_grid, sample_images, to_picture
 from ..flows import load_flow
 from ..noise import Sinusoidal
 from ..reconstruction.objectives import AsimLikelihood
-from ..reconstruction.reconstruct import measure, reconstruct
+from ..reconstruction.reconstruct import measure
 from .datasets import DATASETS
 from .methods import map_options
+from .solving import solved
 from .task import Setting
 from .tasks import denoising, digits_over, one_bit, sensing
 
@@ -47,7 +48,7 @@ class Demo:
         title: what a reader sees.
         setting: the inverse problem; its data set names the test images and the prior.
         gammas: grid of the baseline.
-        baseline: further options of ``reconstruct`` for the baseline.
+        baseline: options of the baseline's solve other than the usual ones.
     """
 
     name: str
@@ -67,14 +68,14 @@ def demos(seed: int = 0) -> list[Demo]:
         Demo(
             "digits",
             "digits on clothes, y = 0.5 x + 0.5 digit",
-            replace(digits, map_settings={"space": "image", "restarts": 4}),
+            replace(digits, map_settings={**digits.map_settings, "restarts": 4}),
             (0.001, 0.01, 0.1),
         ),
         Demo("sinusoidal", "2-D sinusoidal noise (exp, c = 0.2)", rows, (0.02, 0.05, 0.1)),
         Demo(
             "cs",
             "compressed sensing, 196 of 784, sinusoidal noise (level 0.3, mean 0.3)",
-            replace(few, map_settings={"lr": 0.1}),
+            replace(few, map_settings={"space": "latent", "strategy": "adam", "lr": 0.1}),
             (0.05, 0.1, 0.2),
             {"lr": 0.1},
         ),
@@ -112,17 +113,33 @@ def run_demo(
     Raises:
         ArgumentError: images out of range, or an unknown name.
     """
-    whole = isinstance(images, int) and 1 <= images <= 32
+    require(is_whole(steps, 1), "run_demo", "steps", "an integer of at least 1", steps)
+    whole = is_whole(images, 1) and images <= 32
     require(whole, "run_demo", "images", "an integer in 1..32", images)
     available = {demo.name: demo for demo in demos(seed)}
     names = list(available) if names is None else names
     for name in names:
-        require(name in available, "run_demo", "tasks", f"names from {list(available)}", name)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+        got = did_you_mean(name, available)
+        require(name in available, "run_demo", "tasks", f"names from {list(available)}", got)
+    folder = made_folder(folder)
+    with locked_folder(folder, "run_demo"):
+        return _run(
+            folder, images, seed, [available[name] for name in names], steps, progress, report
+        )
+
+
+def _run(
+    folder: Path,
+    images: int,
+    seed: int,
+    demos: list[Demo],
+    steps: int,
+    progress: bool | None,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
     started = time.perf_counter()
-    bar = tqdm(names, "demo", disable=None if progress is None else not progress)
-    solves = [_solve(available[name], images, seed, steps) for name in bar]
+    with tqdm(demos, "demo", disable=None if progress is None else not progress) as bar:
+        solves = [_solve(demo, images, seed, steps) for demo in bar]
     result = {
         "images": images,
         "seed": seed,
@@ -134,7 +151,7 @@ def run_demo(
     }
     _write_panel([(row["title"], strips) for row, strips in solves], folder / "panel.png")
     with whole_file(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(to_json(result, 1) + "\n", "utf-8")
     for line in _table(result):
         report(line)
     seconds = time.perf_counter() - started
@@ -149,13 +166,14 @@ def _solve(demo: Demo, images: int, seed: int, steps: int) -> tuple[dict[str, An
     generator = torch.Generator().manual_seed(seed)
     y = measure(truth, setting.operator, setting.noise_source, generator)
     mean_psnr = lambda x: metrics.psnr(x, truth).mean().item()
-    common: dict[str, Any] = {"steps": steps, "seed": seed, "progress": False}
-    ours = reconstruct(y, setting.operator, prior, setting.noise, **common, **map_options(setting))
+    common: dict[str, Any] = {"steps": steps, "seed": seed}
+    ours = solved(y, setting.operator, prior, setting.noise, **common, **map_options(setting))
     # The grid of gammas is one batch: every image with every gamma.
     grid = torch.tensor(demo.gammas).repeat_interleave(images)
     tiled = y.repeat(len(demo.gammas), *[1] * (y.dim() - 1))
-    options = {"objective": AsimLikelihood(grid), **common, **demo.baseline}
-    gaussian = reconstruct(tiled, setting.operator, prior, **options)
+    options = {"strategy": "adam", "start": "measurement", "lr": 0.05, **common, **demo.baseline}
+    objective = AsimLikelihood(grid)
+    gaussian = solved(tiled, setting.operator, prior, objective=objective, **options)
     candidates = gaussian.x.view(len(demo.gammas), images, *truth.shape[1:])
     scores = [mean_psnr(x) for x in candidates]
     best = max(range(len(scores)), key=scores.__getitem__)

@@ -12,20 +12,18 @@ from PIL import Image, ImageDraw
 from .._base.files import whole_file
 from ..data import image_grid, to_picture
 from ..metrics import interval
-from ..reconstruction.objectives import MAP, AsimLikelihood
 from .cells import Arrays
-from .methods import MAP_METHOD
+from .methods import MAP_METHOD, USUAL
 
 _LABELS = 190  # pixels left of the images of a panel
-_DEFAULTS = {"beta": MAP().beta, "gamma": AsimLikelihood().gamma}
 _WEIGHT = "weight over its default ({})".format(
-    ", ".join(f"{name} = {value:g}" for name, value in _DEFAULTS.items())
+    ", ".join(f"{name} = {value:g}" for name, value in USUAL.items())
 )
 
 
 def psnrs(row: dict[str, Any]) -> np.ndarray:
-    """PSNR of every image of a row of results.json, in their order."""
-    return np.array([image["psnr"] for image in row["images"]])
+    """PSNR of every image of a row of results.json, in their order; NaN where there is none."""
+    return np.array([image["psnr"] for image in row["images"]], dtype=float)
 
 
 def curves(rows: list[dict[str, Any]], axis: str, path: Path) -> bool:
@@ -63,7 +61,7 @@ def curves(rows: list[dict[str, Any]], axis: str, path: Path) -> bool:
 
 
 def _at(row: dict[str, Any], axis: str) -> float:
-    return row["at"][axis] if axis else row["value"] / _DEFAULTS[row["parameter"]]
+    return row["at"][axis] if axis else row["value"] / USUAL[row["parameter"]]
 
 
 def _curve(axes: Any, rows: list[dict[str, Any]], axis: str) -> None:

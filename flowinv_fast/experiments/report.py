@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .._base.files import whole_file
+from .._base.errors import ArgumentError, DataError
+from .._base.files import in_words, locked_folder, made_folder, whole_file
 from .._base.templates import filled
 from ..metrics import interval
 from . import figures
@@ -35,11 +36,18 @@ def report(folder: str | os.PathLike, out: str | os.PathLike | None = None) -> P
         The path of report.html.
     Raises:
         ArgumentError: no results.json or results.json.gz in the folder.
+        DataError: it is damaged, or holds something else.
     """
-    result, target = load_result(folder), Path(out or folder)
-    target.mkdir(parents=True, exist_ok=True)
-    posterior = load_arrays(Path(folder) / POSTERIOR)
-    return write(result, load_pictures(folder, result), posterior, target)
+    result, target = load_result(folder), made_folder(out or folder)
+    with locked_folder(target, "report", "out"):
+        try:
+            posterior = load_arrays(Path(folder) / POSTERIOR)
+            return write(result, load_pictures(folder, result), posterior, target)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            wrong = f"not the results of a run ({in_words(error)})"
+            raise DataError("report", "folder", folder, wrong) from error
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -65,6 +73,7 @@ def claims(result: Result) -> list[tuple[str, str]]:
         *_sensitivity_claim(result),
         *_digits_claims(result),
         *_overshoot_claim(result),
+        *_failures_claim(result),
     ]
 
 
@@ -129,6 +138,16 @@ def _overshoot_claim(result: Result) -> list[tuple[str, str]]:
     return [("Prior overshoot", number)] if scored else []
 
 
+def _failures_claim(result: Result) -> list[tuple[str, str]]:
+    """Solves that did not end well, where there are any."""
+    bad = ("NON_FINITE", "FAILED", "BAD_MEASUREMENT")
+    ends = [
+        image["status"] for row in result["rows"] for image in row["images"] if "status" in image
+    ]
+    failed = sum(end in bad for end in ends)
+    return [("Solves whose loss was not finite", f"{failed} of {len(ends)}")] if failed else []
+
+
 def table(result: Result, task: str) -> list[list[str]]:
     """Mean PSNR of a task, methods by settings; the first row and column are headings."""
     rows = rows_of(result, task)
@@ -183,11 +202,13 @@ def write(result: Result, pictures: Pictures, posterior: Arrays, folder: Path) -
         "std": bound["std"],
         "bound": _bound(bound),
         "tuning": _tuning(result),
+        "left_out": _left_out(result),
     }
     conditions = ["bound" if bound["images"] else "no_bound"] + ["posterior"] * bool(posterior)
+    conditions += ["left_out"] * bool(result.get("left_out"))
     path = folder / "report.html"
     with whole_file(path) as temporary:
-        temporary.write_text(filled(_PAGE, values, conditions))
+        temporary.write_text(filled(_PAGE, values, conditions), "utf-8", "xmlcharrefreplace")
     return path
 
 
@@ -242,6 +263,12 @@ def _bound(bound: dict[str, Any]) -> str:
     number = lambda v: "none" if v is None else f"{v:.2f}"  # where 1 + mu std^2 is not positive
     rows = [[str(row["image"]), *(number(row[key]) for key in keys)] for row in bound["images"]]
     return _html_table([head, *rows])
+
+
+def _left_out(result: Result) -> str:
+    """What was not run or measured, and why."""
+    rows = [[row["task"], row["method"], row["reason"]] for row in result.get("left_out", [])]
+    return _html_table([["task", "left out", "reason"], *rows])
 
 
 def _tuning(result: Result) -> str:

@@ -1,23 +1,23 @@
 """``flowinv-fast reproduce``: every task, method and image of a configuration, resumable.
 
 The work is cut into cells: (setting, method, value of its parameter, chunk of images). A cell that
-is done is one file, written whole; a run that is killed goes on at the first one missing. The
-answer of a cell depends on the configuration alone.
+is done is one file, written whole; a run that is killed or interrupted goes on at the first one
+missing. The answer of a cell depends on its key alone: the contents of images and priors, the
+configuration, the versions. A cell of another key, or a damaged one, is solved again, and named.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +27,43 @@ from tqdm import tqdm
 
 from .. import metrics
 from .._base import backend
-from .._base.errors import is_whole, require
+from .._base.errors import DataError, ResultWarning, SolverError, is_whole, require
+from .._base.files import locked_folder, made_folder
+from .._base.identity import changes
+from .._base.interrupts import held_back
 from ..flows import load_flow
 from . import report, uncertainty
-from .cells import POSTERIOR, Arrays, cell_name, load_arrays, load_pictures, save_arrays, save_json
+from .cells import (
+    POSTERIOR,
+    Arrays,
+    Outdated,
+    load_arrays,
+    load_keyed,
+    load_pictures,
+    save_arrays,
+    save_json,
+    save_keyed,
+)
 from .config import ReproduceConfig
+from .contents import Contents, Key
 from .datasets import DATASETS
 from .images import Images
-from .methods import MAP_METHOD, METHODS, Answer, Context, Method, chosen_methods
+from .methods import (
+    MAP_METHOD,
+    METHODS,
+    Answer,
+    Context,
+    Method,
+    chosen_methods,
+    left_out,
+    missing_packages,
+)
+from .store import Cell, Store
 from .task import Inputs, Setting
 from .tasks import TASKS
 
+_SSIM = "pip install 'flowinv_fast[metrics]'"
 SHOWN = 8  # images of a cell that are kept as pictures
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A piece of work: these images of a setting by a method at a value."""
-
-    setting: Setting
-    method: Method
-    value: float
-    part: str  # "test" or "tuning"
-    first: int
-    last: int
-
-    @property
-    def name(self) -> str:
-        """File name, without suffix."""
-        return cell_name(self.setting.title, self.method.name, self.value, self.part, self.first)
 
 
 def reproduce(
@@ -75,23 +83,31 @@ def reproduce(
         What results.json holds.
     Raises:
         ArgumentError: a folder of another configuration, or files that cannot be used.
+        KeyboardInterrupt: interrupted; the cells that are done are kept, and the next call goes on.
+        SolverError: a process of ``jobs`` has ended, say for want of memory.
+    Warns:
+        ResultWarning: methods that are left out, with the reason; cells that are solved again, for
+            other images or weights than they were solved with, or damaged.
     """
     require(is_whole(jobs, 1), "reproduce", "jobs", "an integer of at least 1", jobs)
     folder = Path(folder)
     kept = folder / "config.toml"
     if kept.exists():
-        same = ReproduceConfig.load(kept) == config
+        other = changes(asdict(ReproduceConfig.load(kept)), asdict(config))
         wanted = "a new one, or one of this same configuration"
-        require(same, "reproduce", "folder", wanted, f"{folder} with another config.toml")
+        got = f"{folder} with another {', another '.join(other)} in config.toml"
+        require(not other, "reproduce", "folder", wanted, got)
     run = _Run(config, folder, progress, jobs)  # may refuse files; then the folder is left alone
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    config.save(kept)
-    run.tune()
-    run.test()
-    result = run.result()
-    result["posterior"], result["bound"], posterior = run.uncertainty()
-    save_json(folder / "results.json", result, 1)
-    report.write(result, load_pictures(folder, result), posterior, folder)
+    made_folder(folder / "cells")
+    with locked_folder(folder, "reproduce"):
+        config.save(kept)
+        run.tell_what_is_left_out()
+        run.tune()
+        run.test()
+        result = run.result()
+        result["posterior"], result["bound"], posterior = run.uncertainty()
+        save_json(folder / "results.json", result, 1)
+        report.write(result, load_pictures(folder, result), posterior, folder)
     return result
 
 
@@ -109,6 +125,8 @@ class _Run:
         self.settings = [
             s for task in config.tasks for s in TASKS[task].build(inputs, config.quick)
         ]
+        self.contents = Contents(config, self.context, self.images, self.other)
+        self.store = Store(folder, self.contents)
         self.chosen: dict[tuple[str, str], float] = {}
 
     def truth(self, setting: Setting, part: str) -> Tensor:
@@ -134,24 +152,37 @@ class _Run:
             for cell in self._cells(setting, method, value, part)
         }
 
-    def _path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.json"
-
     def _work(self, cells: list[Cell], label: str) -> None:
-        left = [cell for cell in cells if not self._path(cell).exists()]
+        left = self.store.left(cells)
         bar = tqdm(total=len(left), desc=label, disable=self.disable, unit="cell", smoothing=0.05)
-        with bar, contextlib.ExitStack() as stack:
-            if self.jobs == 1:
-                done: Iterator[None] = map(self.solve, left)
-            else:
-                threads = max(1, torch.get_num_threads() // self.jobs)
-                arguments = (self.config, self.folder, threads)
-                spawn = multiprocessing.get_context("spawn")
-                pool = ProcessPoolExecutor(self.jobs, spawn, _start_worker, arguments)
-                done = stack.enter_context(pool).map(_solve_named, [cell.name for cell in left])
+        with bar, self._answers(left) as done:
             for cell, _ in zip(left, done):
                 bar.set_postfix_str(f"{cell.setting.title}, {cell.method.name}")
                 bar.update()
+
+    @contextlib.contextmanager
+    def _answers(self, cells: list[Cell]) -> Iterator[Iterator[None]]:
+        """One after the other, or by other processes, which end when this one stops."""
+        if self.jobs == 1:
+            yield map(self.solve, cells)
+            return
+        others = set(multiprocessing.active_children())
+        arguments = (self.config, self.folder, max(1, torch.get_num_threads() // self.jobs))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(self.jobs, spawn, _start_worker, arguments)
+        try:
+            with held_back():  # the calls start the processes
+                answers = pool.map(_solve_named, [cell.name for cell in cells])
+            yield answers
+        except BrokenExecutor:
+            told = "try fewer --jobs if memory ran out; the same command goes on"
+            raise SolverError(f"reproduce: a process of --jobs has ended; {told}") from None
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def solve(self, cell: Cell) -> None:
         """Do a cell and write it."""
@@ -162,16 +193,17 @@ class _Run:
         seconds = (time.perf_counter() - started) / len(truth)
         columns = self._columns(cell, answer, truth, y)
         numbers = lambda i: {k: _number(v[i]) for k, v in columns.items() if v is not None}
+        ends = [{"status": status.name} for status in answer.found.status] if answer.found else []
         rows = [
-            {"image": cell.first + i, "seconds": round(seconds, 4), **numbers(i)}
-            for i in range(len(truth))
+            {"image": cell.first + i, "seconds": round(seconds, 4), **numbers(i), **end}
+            for i, end in enumerate(ends or [{}] * len(truth))
         ]
         if cell.part == "test" and cell.first == 0:
             shown = {"x": answer.x, "truth": truth, "y": cell.setting.naive(y[:SHOWN])}
             levels = lambda t: (255 * t[:SHOWN].clamp(0, 1)).round().byte().numpy()
             arrays = {name: levels(images) for name, images in shown.items()}
-            save_arrays(self._path(cell).with_suffix(".npz"), arrays)
-        save_json(self._path(cell), rows)  # last: the cell is done
+            save_arrays(self.store.path(cell).with_suffix(".npz"), arrays)
+        save_keyed(self.store.path(cell), self.store.key(cell), rows)  # last: the cell is done
 
     def _columns(
         self, cell: Cell, answer: Answer, truth: Tensor, y: Tensor
@@ -179,7 +211,7 @@ class _Run:
         """What there is to tell of each image, (B,) each."""
         x, found = answer.x.clamp(0, 1), answer.found
         columns: dict[str, Tensor | None] = {
-            "psnr": metrics.psnr(x, truth),
+            "psnr": metrics.psnr(x, truth).clamp_max(200.0),  # of the same image: not infinite
             "ssim": _ssim(x, truth),
         }
         if found is None:
@@ -192,18 +224,43 @@ class _Run:
 
     def _measurements(self, setting: Setting, part: str, first: int, truth: Tensor) -> Tensor:
         """The same for every method, value and size of the chunks."""
-        text = f"{self.config.seed} {setting.task} {setting.label} {part}"
-        digests = [hashlib.sha256(f"{text} {first + i}".encode()) for i in range(len(truth))]
-        return setting.measurements(truth, [int(d.hexdigest()[:8], 16) for d in digests])
+        seeds = setting.seeds(self.config.seed, part, first, len(truth))
+        return setting.measurements(truth, seeds)
 
     def _rows(self, setting: Setting, method: Method, value: float, part: str) -> list[dict]:
-        return [
-            row
-            for cell in self._cells(setting, method, value, part)
-            for row in json.loads(self._path(cell).read_text())
-        ]
+        found: list[dict] = []
+        for cell in self._cells(setting, method, value, part):
+            try:
+                found += self.store.kept(cell) or []
+            except Outdated as error:  # by another process, just now
+                raise DataError("reproduce", "folder", self.store.path(cell), str(error)) from None
+        return found
 
     # --- the run ---------------------------------------------------------------------------------
+
+    def left_out(self) -> list[dict[str, str]]:
+        """What this run does without, and why: methods of tasks, and columns of the table."""
+        methods = [
+            {"task": setting.task, "method": name, "reason": reason}
+            for setting in self.settings
+            for name, reason in left_out(setting).items()
+        ]
+        found = (
+            [{"task": "all", "method": "ssim", "reason": f"{gone}: {_SSIM}"}]
+            if (gone := missing_packages("torchmetrics"))
+            else []
+        )
+        return [row for i, row in enumerate(methods) if row not in methods[:i]] + found
+
+    def tell_what_is_left_out(self) -> None:
+        """A warning for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.left_out():
+            reasons.setdefault(f"{row['method']} is left out: {row['reason']}", []).append(
+                row["task"]
+            )
+        for reason, tasks in reasons.items():
+            warnings.warn(f"{reason} (tasks: {', '.join(tasks)})", ResultWarning, stacklevel=3)
 
     def tune(self) -> None:
         """Choose every method's parameter on the tuning images, all with as many trials."""
@@ -225,6 +282,7 @@ class _Run:
         if len(method.grid) == 1:
             return method.grid[0]
         rows = lambda value: self._rows(setting, method, value, "tuning")
+        # A grid of which nothing is finite keeps its first value.
         return max(method.grid, key=lambda value: _mean([row["psnr"] for row in rows(value)]))
 
     def _planned(self) -> list[tuple[Setting, Method, float]]:
@@ -276,6 +334,8 @@ class _Run:
             "version": backend.build_info().get("version", ""),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "sha256": self.contents.told(),
+            "left_out": self.left_out(),
             "tuned": tuned,
             "rows": rows,
         }
@@ -284,18 +344,32 @@ class _Run:
         """Posterior draws and Theorem 4.1 on the first test images; a file each once done."""
         count = 2 if self.config.quick else 6
         truth, steps, seed = self.images.test[:count], self.config.steps, self.config.seed
-        cells = self.folder / "cells"
-        draws, bound = cells / "posterior.json", cells / "bound.json"
-        pictures = self.folder / POSTERIOR
-        if not draws.exists():
+        key, pictures = self.contents.of_uncertainty(count), self.folder / POSTERIOR
+
+        def draw() -> dict:
             facts, arrays = uncertainty.posterior(self.flow, truth, steps, seed)
             save_arrays(pictures, arrays)
-            save_json(draws, facts)
-        if not bound.exists():
-            some = truth[:0] if DATASETS[self.config.dataset].large else truth
-            save_json(bound, uncertainty.bound(self.flow, some, steps, seed))
-        kept = load_arrays(pictures)
-        return json.loads(draws.read_text()), json.loads(bound.read_text()), kept
+            return facts
+
+        some = truth[:0] if DATASETS[self.config.dataset].large else truth
+        bound = lambda: uncertainty.bound(self.flow, some, steps, seed)
+        facts = self._once("posterior", key, draw)
+        return facts, self._once("bound", key, bound), load_arrays(pictures)
+
+    def _once(self, name: str, key: Key, compute: Callable[[], dict]) -> dict:
+        """What is kept under this name and key, or else computed and kept."""
+        path = self.folder / "cells" / f"{name}.json"
+        try:
+            found = load_keyed(path, key)
+            if name == "posterior" and found is not None:
+                load_arrays(self.folder / POSTERIOR)
+        except (Outdated, DataError) as error:
+            warnings.warn(f"{path} is computed again, being {error}", ResultWarning, stacklevel=4)
+            found = None
+        if found is None:
+            found = compute()
+            save_keyed(path, key, found)
+        return found
 
 
 # --- other processes ------------------------------------------------------------------------------
@@ -307,6 +381,7 @@ _worker_cells: dict[str, Cell] = {}
 def _start_worker(config: ReproduceConfig, folder: Path, threads: int) -> None:
     global _worker, _worker_cells
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process would leave
     _worker = _Run(config, folder, False, 1)
     _worker_cells = _worker.every_cell()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -344,5 +419,7 @@ def _number(value: Tensor) -> float | bool | None:
     return round(float(value), 4) if math.isfinite(value) else None
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _mean(values: list[float | None]) -> float:
+    """Of the tuning images; the least there is where one of them has no finite number."""
+    finite = [value for value in values if value is not None]
+    return sum(finite) / len(finite) if len(finite) == len(values) > 0 else -math.inf

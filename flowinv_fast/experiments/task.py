@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,6 +65,15 @@ class Setting:
     def title(self) -> str:
         """Task and label."""
         return setting_title(self.task, self.label)
+
+    def seeds(self, seed: int, part: str, first: int, count: int) -> list[int]:
+        """Of the noise on so many images of a part ("test", "tuning"), from the first on.
+
+        The same for every method, prior and size of the chunks.
+        """
+        text = f"{seed} {self.task} {self.label} {part}"
+        digests = [hashlib.sha256(f"{text} {first + i}".encode()) for i in range(count)]
+        return [int(digest.hexdigest()[:8], 16) for digest in digests]
 
     def measurements(self, truth: Tensor, seeds: list[int]) -> Tensor:
         """y (B, ...) of images (B, C, H, W), each by its own seed: the same for every method."""

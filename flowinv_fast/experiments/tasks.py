@@ -39,11 +39,11 @@ def digits_over(
     """
     flow, halves = load_flow("digits-noise-28"), Scale(0.5)
     noise: FlowNoise | PlacedFlowNoise
-    settings: dict[str, Any] = {"space": "image"}
+    settings: dict[str, Any] = {"space": "image", "strategy": "annealed"}
     if shape == GREY:
         noise = FlowNoise(flow, scale=0.5)
         source, seen = RealDigits(digits, replace=replace), 0.5 * digits
-        settings["restarts"] = 2
+        settings |= {"strategy": "annealed", "restarts": 2}
     else:
         noise = PlacedFlowNoise(flow, torch.tensor(PLACES), _PLACED_STD, scale=0.5)
         source = RealDigits(digits, noise, replace)
@@ -96,7 +96,7 @@ def one_bit(m: int, level: float, mean: float, shape: Shape = GREY, seed: int = 
     """y = sign(A x) + noise: m signs, sinusoidal noise; the seed is the matrix's."""
     operator = SignSensing(m, shape, seed)
     noise = Sinusoidal.measurements(level, mean)
-    settings = {"space": "image", "strategy": tempered(0.1), "lr": 0.05}
+    settings = {"space": "image", "strategy": tempered(0.1, exact=0.2), "lr": 0.05}
     if shape != GREY:  # signs of a large image leave pixels free that only coarse latents reach
         settings |= {"space": "latent", "lr": 0.1}
     return Setting(

@@ -12,10 +12,14 @@ from .. import metrics
 from ..flows import Flow
 from ..noise import Gaussian, Sinusoidal
 from ..operators import Identity
+from ..reconstruction.objectives import MAP
 from ..reconstruction.posterior import sample_posterior
-from ..reconstruction.reconstruct import measure, reconstruct
+from ..reconstruction.reconstruct import measure
 from ..reconstruction.recovery import recovery_bound
 from .cells import Arrays
+from .solving import solved
+
+_SOLVE = {"strategy": "adam", "start": "measurement", "lr": 0.1}
 
 
 def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[str, Any], Arrays]:
@@ -29,7 +33,8 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[st
     """
     noise, same = Sinusoidal(level=0.2, form="exp"), Identity()
     y = measure(truth, same, noise, torch.Generator().manual_seed(seed))
-    start = reconstruct(y, same, flow, noise, lr=0.1, steps=steps, seed=seed, progress=False)
+    options: dict[str, Any] = {"steps": steps, "seed": seed, **_SOLVE}
+    start = solved(y, same, flow, noise, objective=MAP(1.0, space="latent"), **options)
     samples = sample_posterior(
         y,
         same,
@@ -66,9 +71,8 @@ def bound(flow: Flow, truth: Tensor, steps: int, seed: int) -> dict[str, Any]:
     std, same = 0.2, Identity()
     noise = Gaussian(std)
     y = measure(truth, same, noise, torch.Generator().manual_seed(seed))
-    found = reconstruct(
-        y, same, flow, noise, objective="map-image", steps=steps, seed=seed, progress=False
-    )
+    options: dict[str, Any] = {"steps": steps, "seed": seed, **_SOLVE}
+    found = solved(y, same, flow, noise, objective=MAP(1.0, space="image"), **options)
     norm = lambda t: t.flatten(1).norm(dim=1)
     estimate = recovery_bound(flow, found.x, norm(y - truth), std, 1e-2)
     columns = {

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
+
 
 @contextlib.contextmanager
 def conditioner_precision(name: str, device: torch.device) -> Iterator[None]:
@@ -26,9 +28,9 @@ def conditioner_precision(name: str, device: torch.device) -> Iterator[None]:
 class WeightNormConv2d(nn.Module):
     """Convolution with weight ``gain * direction / |direction|`` per output channel.
 
-    Salimans and Kingma, 2016. ``gain`` is what the weight-norm penalty acts on. The folded weight
-    of parameters that need no gradient is computed once and kept; of others it is not, since fused
-    optimisers change them without a new version.
+    Salimans and Kingma, 2016. ``gain`` is what the weight-norm penalty acts on. The weight is made
+    anew at every call: ``p.data`` and fused optimisers change a parameter without a sign by which
+    a kept weight could tell that it is stale. ``Flow.freeze`` spares that time.
 
     Args:
         inputs, outputs: channels.
@@ -41,21 +43,9 @@ class WeightNormConv2d(nn.Module):
         self.direction = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.gain = nn.Parameter(torch.full((outputs,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self._folded: tuple[tuple, Tensor] | None = None
 
     def weight(self) -> Tensor:
-        """The weight, (outputs, inputs, kernel, kernel)."""
-        if self.direction.requires_grad or self.gain.requires_grad:
-            return self.fold()
-        key = (self.direction._version, self.gain._version, self.direction.data_ptr())
-        if self._folded is None or self._folded[0] != key:
-            with torch.no_grad():
-                folded = self.fold().contiguous(memory_format=torch.channels_last)
-            self._folded = (key, folded)
-        return self._folded[1]
-
-    def fold(self) -> Tensor:
-        """The weight computed anew, with its gradient to the parameters."""
+        """The weight, (outputs, inputs, kernel, kernel), with its gradient to the parameters."""
         norm = self.direction.flatten(1).norm(dim=1).clamp_min(1e-12)
         return self.direction * (self.gain / norm).view(-1, 1, 1, 1)
 
@@ -109,7 +99,9 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W): raw scales, then shifts, along the channels."""
-        h = self.first(x.contiguous(memory_format=torch.channels_last))
+        if not ops.in_transform():  # which know one order of memory only
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = self.first(x)
         return self.last(F.relu(self.blocks(h)))
 
 
@@ -140,7 +132,7 @@ def convolutions_of(conditioner: nn.Module) -> list[WeightNormConv2d] | None:
         found += [block.before, block.after]
     found.append(conditioner.last)
     known = (
-        unchanged(c, WeightNormConv2d, "forward", "weight", "fold") and c.direction.shape[-1] == 3
+        unchanged(c, WeightNormConv2d, "forward", "weight") and c.direction.shape[-1] == 3
         for c in found
     )
     return found if all(known) else None

@@ -72,18 +72,19 @@ class AffineCoupling(Layer[Tensor]):
             channels, height, width = x.shape[1:]
             moved = ops.transformed_map(channels, height, width, self.mask, device=x.device)
             seen = x.masked_fill(moved, 0)
-        return self.conditioner(seen).to(x.dtype, memory_format=torch.contiguous_format)
+        raw = self.conditioner(seen).to(x.dtype)
+        return raw if ops.in_transform() else raw.contiguous()
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         raw = self.raw(x)
-        if torch.is_grad_enabled() or not x.is_contiguous():
+        if not _may_write(x):
             return ops.affine_coupling_encode(x, raw, self.gain, logdet, self.mask)
         ops.affine_coupling_encode_(x, raw, self.gain, logdet, self.mask)
         return x, logdet
 
     def decode(self, z: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         raw = self.raw(z)
-        if torch.is_grad_enabled() or not z.is_contiguous():
+        if not _may_write(z):
             return ops.affine_coupling_decode(z, raw, self.gain, logdet, self.mask)
         ops.affine_coupling_decode_(z, raw, self.gain, logdet, self.mask)
         return z, logdet
@@ -144,3 +145,8 @@ class AffineCoupling(Layer[Tensor]):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, mask={self.mask}"
+
+
+def _may_write(x: Tensor) -> bool:
+    """Whether a coupling may take place in the memory of its input."""
+    return not torch.is_grad_enabled() and not ops.in_transform() and x.is_contiguous()

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._base.errors import require
-from .._base.tensors import accumulate_dtype, check_tensor
+from .._base.errors import is_whole, require
+from .._base.tensors import accumulate_dtype, check_tensor, plain
 from ..ops.frozen_flow import Record
 from .base import Layer, Shape
+from .check import check_flow
 from .conditioner import WeightNormConv2d, unchanged
 from .frozen import FrozenFlow
 from .layers import AffineCoupling, FactorOut, Standardise
@@ -30,10 +31,12 @@ class FlowConfig:
         shape: (C, H, W) of the images.
         support: "bounded" (a logit first: images in [0, 1]) or "unbounded" (density on all of
             R^n, needed by noise flows and better behaved as a prior).
-        bits: pixel depth of the training images, for dequantisation and bits per dimension.
+        bits: pixel depth of the training images, for dequantisation and bits per dimension; 0: they
+            are real numbers of any range (unbounded support), as recordings of noise are.
         alpha: margin of the logit, bounded support only.
         smoothing: standard deviation of the Gaussian noise added to training images (in units of
-            the [0, 1] range), unbounded support only; 0: uniform dequantisation instead.
+            the [0, 1] range), unbounded support only; 0: uniform dequantisation instead, or for
+            real numbers none.
     Raises:
         ArgumentError: a value out of its range; so do the configurations that build on this one.
 
@@ -55,7 +58,9 @@ class FlowConfig:
         self._require(good, "shape", "three positive sizes")
         good = self.support in ("bounded", "unbounded")
         self._require(good, "support", "'bounded' or 'unbounded'")
-        self._require(1 <= self.bits <= 16, "bits", "an integer in 1..16")
+        least = 0 if self.support == "unbounded" else 1
+        good = is_whole(self.bits, least) and self.bits <= 16
+        self._require(good, "bits", f"an integer in {least}..16")
         self._require(0 < self.alpha < 0.5, "alpha", "a number in (0, 0.5)")
         self._require(self.smoothing >= 0, "smoothing", "a number of at least 0")
 
@@ -77,7 +82,7 @@ class Flow(nn.Module):
     Args:
         layers: the layers in the order of encode.
         config: shape of the images and how they are dequantised; for a flow that ``save_flow``
-            writes, the configuration that its builder (``realnvp``, ``glow``) made it of.
+            writes, the configuration that its builder (``realnvp``, ``tarflow``, ...) made it of.
     Raises:
         ArgumentError: a layer that is none, or that does not fit the images that reach it.
 
@@ -128,7 +133,7 @@ class Flow(nn.Module):
         check_tensor("Flow.encode", "x", x, self.shape, self.dtype, self.device)
         h, logdet = self._own(x), self._zero_logdet(x)
         latents: list[Tensor] = []
-        together = self.recompute and torch.is_grad_enabled()
+        together = self.recompute and torch.is_grad_enabled() and not ops.in_transform()
         for run in self._runs(together):
             if together and run[0].recomputable():
                 h, logdet = encode_recomputed(run, h, logdet)
@@ -151,7 +156,7 @@ class Flow(nn.Module):
         """
         size = (math.prod(self.shape),)
         check_tensor("Flow.decode", "z", z, size, self.dtype, self.device)
-        *latents, h = z.split(self._sizes, dim=1)
+        *latents, h = plain(z).split(self._sizes, dim=1)
         h, logdet = self._own(h.reshape(len(z), *self._rest)), self._zero_logdet(z)
         for layer in reversed(self._list()):
             if isinstance(layer, FactorOut):
@@ -194,6 +199,8 @@ class Flow(nn.Module):
         """
         return FrozenFlow(self, precision, device)
 
+    check = check_flow
+
     def engine_plan(self) -> tuple[list[Layer[Any]], Shape, list[Record]] | None:
         """What ``freeze`` gives the compiled engine: leading layers that it does not know, the
         (C, H, W) behind them, and the records of all others. None: it cannot run this flow."""
@@ -219,16 +226,20 @@ class Flow(nn.Module):
         return [m.gain for m in self.modules() if isinstance(m, AffineCoupling)]
 
     def conditioners(self) -> list[nn.Module]:
-        """The networks inside couplings and priors: nearly all of the arithmetic."""
-        return [m.conditioner for m in self.modules() if isinstance(m, AffineCoupling)]
+        """The networks inside couplings, priors and autoregressive maps: nearly all of the
+        arithmetic."""
+        inside = (getattr(module, "conditioner", None) for module in self.modules())
+        return [network for network in inside if isinstance(network, nn.Module)]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, floor: float = 1e-3) -> None:
         """Set the first ``Standardise`` layer from dequantised training images (B, C, H, W).
 
-        A standard deviation is at least ``floor``, and for unbounded support at least the
-        smoothing: a few images may agree on a pixel by chance.
+        A standard deviation is at least ``floor``, of real numbers times that of all of them, and
+        for unbounded support at least the smoothing: a few images may agree on a pixel by chance.
         """
+        if self.config.bits == 0:
+            floor = max(floor * float(x.std()), torch.finfo(x.dtype).tiny)
         if self.config.support == "unbounded":
             floor = max(floor, self.config.smoothing)
         h, logdet = self._own(x), self._zero_logdet(x)
@@ -242,16 +253,18 @@ class Flow(nn.Module):
     def dequantise(self, x: Tensor, seed: int, offset: int = 0) -> Tensor:
         """Training noise for images x in [0, 1] (B, C, H, W); random numbers by (seed, offset).
 
-        Bounded support, or no smoothing: uniform over each of the 2^bits grey levels. Otherwise
-        Gaussian of standard deviation ``smoothing``.
+        Bounded support, or no smoothing: uniform over each of the 2^bits grey levels, and none for
+        real numbers. Otherwise Gaussian of standard deviation ``smoothing``.
         """
+        if self.config.bits == 0 and self.config.smoothing == 0:
+            return x
         if self.config.support == "bounded" or self.config.smoothing == 0:
             return ops.dequantise(x, 2**self.config.bits, seed, offset)
         std = torch.full((), self.config.smoothing, dtype=x.dtype, device=x.device)
         return ops.gaussian_noise(x, std, list(x.shape), seed, offset)
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
-        """log p (B,) in nats to bits per dimension of 2^bits grey levels (B,).
+        """log p (B,) in nats to bits per dimension of 2^bits grey levels (B,), or of the unit.
 
         For uniform dequantisation this bounds the code length of the discrete image; for Gaussian
         smoothing it is the differential code length of the smoothed image on the same scale.
@@ -295,9 +308,10 @@ class Flow(nn.Module):
 
     def _own(self, h: Tensor) -> Tensor:
         """h as layers may have it: without gradients they overwrite it."""
+        h = plain(h)
         if torch.is_grad_enabled():
             return h
         return h.clone(memory_format=torch.contiguous_format)
 
     def _zero_logdet(self, x: Tensor) -> Tensor:
-        return x.new_zeros(len(x), dtype=accumulate_dtype(x.dtype))
+        return plain(x).new_zeros(len(x), dtype=accumulate_dtype(x.dtype))

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._base import backend
-from .._base.errors import require
-from .._base.tensors import check_tensor
+from .._base.errors import ArgumentError, require
+from .._base.tensors import check_tensor, known_device, plain
 from ..ops.frozen_flow import PRECISIONS, FrozenEngine, frozen_flow_decode, frozen_flow_encode
 from .base import Layer
+from .check import check_flow, not_finite
 from .conditioner import conditioner_precision
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class FrozenFlow:
     backward pass an image keeps ``saved_bytes``: one bit per hidden activation and two numbers per
     transformed element; eager torch keeps every activation. Gradients reach x and z, once (no
     second derivatives), and no weights. A frozen flow is immutable and any number of threads may
-    use it.
+    use it; it can be copied and pickled, and then runs where it was frozen for.
 
     The engine runs every layer that has ``records``; leading layers without them (``Logit``) run
     as ops in front of it. A flow with such a layer elsewhere, or of a class that overrides
@@ -52,7 +53,7 @@ class FrozenFlow:
         shape: (C, H, W) of the images.
         config, info: of the flow.
         precision, device, dtype: what it was frozen for.
-        compiled: whether the compiled engine runs it; else plain torch with folded weights.
+        compiled: whether the compiled engine runs it; else plain torch.
         weight_bytes: size of the weights.
         saved_bytes, work_bytes: per image, kept for the backward pass, and used during a call on
             a CUDA device; zero where plain torch runs it.
@@ -72,7 +73,10 @@ class FrozenFlow:
         require(precision in PRECISIONS, "freeze", "precision", known, repr(precision))
         single = flow.dtype == torch.float32
         require(single, "freeze", "flow", "a float32 flow", f"one of {flow.dtype}")
-        device = torch.device(device) if device is not None else flow.device
+        device = flow.device if device is None else known_device("freeze", device)
+        real = "meta" not in (device.type, flow.device.type)
+        require(real, "freeze", "device", "one that holds numbers", "meta")
+        _require_finite(flow)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self.config: FlowConfig = flow.config
@@ -106,6 +110,7 @@ class FrozenFlow:
             ArgumentError: wrong shape, dtype or device.
         """
         check_tensor("FrozenFlow.encode", "x", x, self.shape, self.dtype, self.device)
+        x = plain(x)
         if self._engine is None:
             return self._plain("encode", x)
         if not self._front:
@@ -124,6 +129,7 @@ class FrozenFlow:
             ArgumentError: wrong shape, dtype or device.
         """
         check_tensor("FrozenFlow.decode", "z", z, (math.prod(self.shape),), self.dtype, self.device)
+        z = plain(z)
         if self._engine is None:
             return self._plain("decode", z)
         x, logdet = frozen_flow_decode(z, self._engine)
@@ -135,7 +141,7 @@ class FrozenFlow:
         """log p(x) in nats for pixels in [0, 1] units: (B, C, H, W) to (B,)."""
         if self._engine is None:
             check_tensor("FrozenFlow.log_prob", "x", x, self.shape, self.dtype, self.device)
-            return self._plain("log_prob", x)
+            return self._plain("log_prob", plain(x))
         z, logdet = self.encode(x)
         return ops.standard_normal_log_prob(z) + logdet
 
@@ -147,8 +153,11 @@ class FrozenFlow:
         require(n >= 0, "FrozenFlow.sample", "n", "a non-negative integer", n)
         if self._engine is None:
             return self._plain("sample", n, temperature, generator)
-        z = torch.randn(n, math.prod(self.shape), generator=generator, device=self.device)
+        size = n, math.prod(self.shape)
+        z = torch.randn(size, generator=generator, device=self.device, dtype=self.dtype)
         return self.decode(temperature * z)[0]
+
+    check = check_flow
 
     def __repr__(self) -> str:
         engine = "compiled engine" if self.compiled else "plain torch"
@@ -162,6 +171,14 @@ class FrozenFlow:
         """A method of the copied flow, its conditioners in our precision."""
         with conditioner_precision(self.precision, self.device):
             return getattr(self._flow, method)(*arguments)
+
+
+def _require_finite(flow: nn.Module) -> None:
+    """Refuse, naming it, a weight that is infinite or no number: every result would be."""
+    for name, tensor in not_finite(flow):
+        count = int((~torch.isfinite(tensor)).sum())
+        got = f"{name} with {count} of {tensor.numel()} that are not"
+        raise ArgumentError("freeze", "flow", "finite weights", got)
 
 
 def _fixed(module: Module, device: torch.device) -> Module:

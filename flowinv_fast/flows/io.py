@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from .._base.errors import require
+from .._base.tensors import known_device, stored_as
 from .._base.weights import WeightsFiles
 from .flow import Flow, FlowConfig
 from .glow import GlowConfig, glow
 from .layers import Standardise
 from .realnvp import RealNVPConfig, realnvp
+from .tarflow import TarFlowConfig, tarflow
 
 # Name in the header of a file: the configuration, and what makes a flow of it. A flow of your own
 # can be saved and loaded once its architecture is entered here.
 ARCHITECTURES: dict[str, tuple[type[FlowConfig], Callable[[Any], Flow]]] = {
     "realnvp": (RealNVPConfig, realnvp),
     "glow": (GlowConfig, glow),
+    "tarflow": (TarFlowConfig, tarflow),
 }
 _FILES: WeightsFiles[Flow] = WeightsFiles(
     kind="flowinv_fast.flow.1",
@@ -39,7 +42,7 @@ def architecture_of(config: FlowConfig) -> str | None:
 
 
 def build_flow(config: FlowConfig) -> Flow:
-    """A new flow of this configuration: ``realnvp``, ``glow`` or another of ``ARCHITECTURES``.
+    """A new flow of this configuration: ``realnvp``, ``tarflow`` or another of ``ARCHITECTURES``.
 
     Raises:
         ArgumentError: a configuration that belongs to none of them.
@@ -72,7 +75,10 @@ def save_flow(
         dtype: storage type of floating-point weights, for example torch.float16 to halve the
             file; None keeps them as they are. The standardisation is always kept in float32.
     Raises:
-        ArgumentError: a flow of other layers than those that its config stands for.
+        ArgumentError: a flow of other layers than those that its config stands for; a dtype that
+            is no floating-point one; weights that are not finite (in ``dtype``); info of more than
+            a million characters. Nothing is written.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile, flowinv_fast as ff
@@ -98,7 +104,7 @@ def save_flow(
     }
 
     def stored(key: str, tensor: Tensor) -> Tensor:
-        return tensor if dtype is None or key in exact else tensor.to(dtype)
+        return stored_as("save_flow", tensor, None if key in exact else dtype)
 
     header = {"architecture": name, "config": flow.config.to_dict(), "info": info or {}}
     _FILES.save(flow, path, header, stored)
@@ -119,13 +125,16 @@ def load_flow(
     Returns:
         The flow in evaluation mode, its weights not requiring gradients; provenance in ``.info``.
     Raises:
-        ArgumentError: no such flow, or a file that is damaged or of another kind.
+        ArgumentError: no such flow, or no such device.
+        DataError: a file that is damaged, of another kind, or of weights that are not finite.
 
     Example:
         >>> import flowinv_fast as ff
         >>> ff.load_flow("mnist-28").shape
         (1, 28, 28)
     """
+
+    device = known_device("load_flow", device)
 
     def make(header: dict[str, Any]) -> Flow:
         name = header["architecture"]
@@ -134,7 +143,8 @@ def load_flow(
         config, build = ARCHITECTURES[name]
         return build(config(**header["config"])).to(dtype)
 
-    return _FILES.load(name_or_path, make, lambda t: t.to(dtype)).to(device)
+    with torch.device("cpu"), torch.inference_mode(False):  # whatever mode the caller is in
+        return _FILES.load(name_or_path, make, lambda t: t.to(dtype)).to(device)
 
 
 def available_flows() -> dict[str, dict[str, Any]]:
@@ -142,8 +152,8 @@ def available_flows() -> dict[str, dict[str, Any]]:
 
     Example:
         >>> import flowinv_fast as ff
-        >>> sorted(ff.available_flows())
-        ['digits-noise-28', 'fashion-28', 'mnist-28', 'photo-64-small']
+        >>> sorted(name for name in ff.available_flows() if name.startswith("fashion"))
+        ['fashion-28', 'fashion-28-tarflow']
     """
     return _FILES.available()
 

@@ -89,6 +89,9 @@ class Standardise(Layer[Tensor]):
 class Logit(Layer[Tensor]):
     """z = logit(alpha + (1 - 2 alpha) x): images in [0, 1] to all of R^n.
 
+    An image with a number more than alpha / (1 - 2 alpha) outside [0, 1] has no latent: its
+    log-determinant is -infinity, and so is its log p; z and all gradients stay finite.
+
     Args:
         alpha: margin that keeps 0 and 1 finite, in (0, 0.5).
 

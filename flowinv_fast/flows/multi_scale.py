@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._base.errors import is_whole
 from .base import Layer
 from .flow import FlowConfig
 from .layers import AffineCoupling, FactorOut, Logit, Squeeze, Standardise
@@ -27,7 +28,9 @@ class MultiScaleConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.scales >= 1, "scales", "an integer of at least 1")
+        self._require(
+            is_whole(self.scales, 1) and self.scales <= 16, "scales", "an integer in 1..16"
+        )
         factor = 2 ** (self.scales - 1)
         divisible = self.shape[1] % factor == 0 and self.shape[2] % factor == 0
         wanted = f"H and W divisible by {factor} for {self.scales} scales"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._base.tensors import known_device, stored_as
 from .._base.weights import WeightsFiles
 from .nets import DCGAN, VAE, GeneratorConfig, make
 
@@ -35,6 +36,9 @@ def save_generator(
         dtype: storage type of floating-point weights (torch.float16 halves the file); None keeps
             them as they are.
     Raises:
+        ArgumentError: a dtype that is no floating-point one; weights that are not finite (in
+            ``dtype``); info of more than a million characters. Nothing is written.
+        OSError: the file cannot be written.
         TypeError: info that JSON cannot hold.
 
     >>> import tempfile
@@ -44,7 +48,7 @@ def save_generator(
     ...     load_generator(f"{folder}/mine.safetensors").info
     {'data': 'none'}
     """
-    stored = lambda _, t: t.to(dtype) if dtype and t.is_floating_point() else t
+    stored = lambda key, tensor: stored_as("save_generator", tensor, dtype)
     header = {"config": generator.config.to_dict(), "info": info or {}}
     _FILES.save(generator, path, header, stored)
 
@@ -61,14 +65,17 @@ def load_generator(
     Returns:
         The generator in evaluation mode, float32, without weight gradients; facts in ``.info``.
     Raises:
-        ArgumentError: no such generator, or a file that is damaged or of another kind.
+        ArgumentError: no such generator, or no such device.
+        DataError: a file that is damaged, of another kind, or of weights that are not finite.
 
     >>> load_generator("fashion-vae-28").sample(2).shape
     torch.Size([2, 1, 28, 28])
     """
+    device = known_device("load_generator", device)
     loaded = lambda t: t.float() if t.is_floating_point() else t
-    build = lambda header: make(GeneratorConfig(**header["config"]))
-    return _FILES.load(name_or_path, build, loaded).to(device)
+    build = lambda header: make(GeneratorConfig(**header["config"])).float()
+    with torch.device("cpu"), torch.inference_mode(False):  # whatever mode the caller is in
+        return _FILES.load(name_or_path, build, loaded).to(device)
 
 
 def available_generators() -> dict[str, dict[str, Any]]:

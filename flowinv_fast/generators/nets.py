@@ -133,10 +133,15 @@ class _Generator(nn.Module):
             generator: of the latents, on the weights' device; None: torch's own.
         Returns:
             Images (n, C, H, W) in (0, 1).
+        Raises:
+            ArgumentError: a generator in training mode, whose batch normalisation would mix the
+                draws and learn from them.
 
         >>> DCGAN(GeneratorConfig((1, 8, 8), width=4)).eval().sample(3).shape
         torch.Size([3, 1, 8, 8])
         """
+        wanted = "one in evaluation mode, after generator.eval()"
+        require(not self.training, "sample", "generator", wanted, "one in training mode")
         z = torch.randn(
             n, self.latent_dim, generator=generator, device=self.device, dtype=self.dtype
         )

@@ -1,8 +1,29 @@
-"""Noise models: densities of the residual y - f(x). Anything with ``log_prob`` serves as well."""
+"""Noise models: densities of y - f(x), or of y given f(x). Anything that has one serves as well."""
 
+from .compare import LawCheck, compare
+from .correlated import LowRankGaussian, StationaryGaussian
 from .digits import Digits
+from .distributions import FromDistribution, as_noise
+from .fit import NoiseFit, fit
 from .flow import FlowNoise, PlacedFlowNoise
 from .gaussian import Gaussian
+from .signal_dependent import SignalDependent
 from .structured import Radial, Sinusoidal
 
-__all__ = ["Digits", "FlowNoise", "Gaussian", "PlacedFlowNoise", "Radial", "Sinusoidal"]
+__all__ = [
+    "Digits",
+    "FlowNoise",
+    "FromDistribution",
+    "Gaussian",
+    "LawCheck",
+    "LowRankGaussian",
+    "NoiseFit",
+    "PlacedFlowNoise",
+    "Radial",
+    "SignalDependent",
+    "Sinusoidal",
+    "StationaryGaussian",
+    "as_noise",
+    "compare",
+    "fit",
+]

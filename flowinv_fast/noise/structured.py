@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .._base.tensors import check_positive, cut
+from .._base.parameters import fitted, number, numbers
 from .gaussian import Gaussian
+from .law import Law
 
 
 class _Patterned(Gaussian):
     """Standard deviations from ``ops.sigma_map``; residuals are (B, C, H, W) or (B, m)."""
 
+    fixed = ("level", "mean", "kind", "rate", "floor", "ceiling")
     kind: str
+    level: float | Tensor
 
-    def __init__(
-        self, level: float | Tensor, mean: float, rate: float, floor: float, ceiling: float
-    ):
-        name = type(self).__name__
-        check_positive(name, "level", level)
-        require(rate > 0, name, "rate", "a positive number", rate)
-        require(0 <= floor <= ceiling, name, "floor", f"a number in 0 .. {ceiling}", floor)
-        self.level, self.mean = level, mean
-        self.rate, self.floor, self.ceiling = rate, floor, ceiling
-        self._copies = {}
-        self._kept: tuple[tuple, Tensor] | None = None
-
-    def select(self, part: slice, shape: tuple[int, ...]) -> _Patterned:
-        """The noise of some images, of a batch of measurements of this shape (B, ...)."""
-        own = copy.copy(self)
-        own._copies, own._kept = {}, None
-        own.level, own.mean = cut(self.level, part, shape[:1]), cut(self.mean, part, shape)
-        return own
+    def __init__(self, level: Any, mean: Any, rate: float, floor: float, ceiling: float):
+        name = self._name
+        level = numbers(name, "level", level, positive=True)
+        if isinstance(level, Tensor):
+            one = math.prod(level.shape[1:]) == 1
+            require(one, name, "level", "a number or one per image (B,)", tuple(level.shape))
+            level = level.item() if level.numel() == 1 else level.flatten()
+        Law.__init__(self, level=level, mean=numbers(name, "mean", mean))
+        self.rate = number(name, "rate", rate, positive=True)
+        self.floor = number(name, "floor", floor)
+        good = isinstance(ceiling, (int, float)) and not isinstance(ceiling, bool) and ceiling > 0
+        require(good, name, "ceiling", "a positive number, or infinity", ceiling)
+        self.ceiling = float(ceiling)
+        good = 0 <= self.floor <= self.ceiling
+        require(good, name, "floor", f"a number in 0 .. {ceiling}", floor)
 
     def std_like(self, residual: Tensor) -> Tensor:
         """Standard deviations (1 or B, ...) for a residual (B, C, H, W), or (B, m): m rows."""
-        good, name = residual.dim() in (2, 4), f"{type(self).__name__}.log_prob"
+        name = f"{self._name}.log_prob"
+        good = residual.dim() in (2, 4)
         require(good, name, "residual", "shape (B, C, H, W) or (B, m)", tuple(residual.shape))
-        key, kept = (residual.shape[1:], residual.dtype, residual.device), self._kept
-        if kept is None or kept[0] != key:
-            level = torch.as_tensor(self.level, dtype=residual.dtype, device=residual.device)
-            shape = tuple(residual.shape[1:])
-            shape = shape if len(shape) == 3 else (1, shape[0], 1)
-            std = ops.sigma_map(
-                level.reshape(-1), shape, self.kind, self.rate, self.floor, self.ceiling
-            )
-            kept = self._kept = (key, std if residual.dim() == 4 else std.flatten(1))
-        return kept[1]
+        level = self._numbers["level"]
+        if isinstance(level, Tensor):  # by its one dimension, the batch's
+            level = fitted(self._name, "level", level, residual.shape[:1], self._rows)
+        shape, dtype, device = residual.shape[1:], residual.dtype, residual.device
+
+        def make() -> Tensor:
+            levels = torch.as_tensor(level, dtype=dtype, device=device).reshape(-1)
+            sizes = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (1, shape[0], 1)
+            std = ops.sigma_map(levels, sizes, self.kind, self.rate, self.floor, self.ceiling)
+            good = bool(((std > 0) & std.isfinite()).all())
+            wanted = f"one that leaves every standard deviation positive in {dtype}"
+            require(good, self._name, "floor", wanted, self.floor)
+            return std if len(shape) == 3 else std.flatten(1)
+
+        return self._once(("std", shape, dtype, device), make)
 
 
 class Sinusoidal(_Patterned):
@@ -62,13 +68,14 @@ class Sinusoidal(_Patterned):
     sit on the floor. They are different tasks; name the form in every report.
 
     Args:
-        level: c; a number or one per image (B,).
-        mean: added to every element.
+        level: c, positive; a number or one per image, (B,) or (B, 1, ...).
+        mean: added to every element; as ``Gaussian``'s.
         form: "exp" or "expm1".
         period: rows per period.
         floor, ceiling: sigma is clamped to this range.
     Raises:
-        ArgumentError: an argument outside its range.
+        ArgumentError: an argument outside its range; at a call, levels for another number of
+            images, or a pattern that falls to zero.
 
     >>> Sinusoidal(0.2).std_like(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([1, 1, 8, 8])
@@ -76,39 +83,40 @@ class Sinusoidal(_Patterned):
 
     def __init__(
         self,
-        level: float | Tensor = 0.1,
-        mean: float = 0.0,
+        level: Any = 0.1,
+        mean: Any = 0.0,
         form: str = "exp",
         period: float = 16.0,
         floor: float = 0.001,
         ceiling: float = 1.0,
     ):
-        require(form in ("exp", "expm1"), "Sinusoidal", "form", "'exp' or 'expm1'", repr(form))
+        good = isinstance(form, str) and form in ("exp", "expm1")
+        require(good, self._name, "form", "'exp' or 'expm1'", repr(form))
+        number(self._name, "period", period, positive=True)
         self.kind = f"sinusoidal_{form}"
         super().__init__(level, mean, period, floor, ceiling)
 
     @classmethod
-    def measurements(
-        cls, level: float = 1.0, mean: float = 0.0, period: float = 16.0
-    ) -> Sinusoidal:
+    def measurements(cls, level: float = 1.0, mean: Any = 0.0, period: float = 16.0) -> Sinusoidal:
         """The noise of compressed-sensing measurements (B, m), or of any (B, C, H, W) by rows.
 
         sigma_k proportional to exp(sin(2 pi k / period)), the largest variance being ``level``.
         """
-        check_positive("Sinusoidal.measurements", "level", level)
-        return cls(math.sqrt(level), mean, "exp", period, 0.0, math.inf)
+        variance = number("noise.Sinusoidal.measurements", "level", level, positive=True)
+        return cls(math.sqrt(variance), mean, "exp", period, 0.0, math.inf)
 
 
 class Radial(_Patterned):
     """sigma = level exp(-rate d^2), d the distance in pixels from ((H - 1) // 2, (W - 1) // 2).
 
     Args:
-        level: sigma at the centre; a number or one per image (B,).
-        mean: added to every element.
+        level: sigma at the centre, positive; a number or one per image, (B,) or (B, 1, ...).
+        mean: added to every element; as ``Gaussian``'s.
         rate: decay per squared pixel.
         floor, ceiling: sigma is clamped to this range.
     Raises:
-        ArgumentError: an argument outside its range.
+        ArgumentError: an argument outside its range; at a call, levels for another number of
+            images, or a pattern that falls to zero.
 
     >>> Radial().std_like(torch.zeros(2, 1, 8, 8)).amax()
     tensor(1.)
@@ -118,8 +126,8 @@ class Radial(_Patterned):
 
     def __init__(
         self,
-        level: float | Tensor = 1.0,
-        mean: float = 0.0,
+        level: Any = 1.0,
+        mean: Any = 0.0,
         rate: float = 0.005,
         floor: float = 0.001,
         ceiling: float = 1.0,

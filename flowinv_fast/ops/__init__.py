@@ -4,7 +4,7 @@ Each has a CPU kernel, a CUDA kernel and, in the same file, a twin in plain torc
 that the kernels are tested against in float64, and the op itself where no kernel serves.
 """
 
-from ._register import twin
+from ._register import in_transform, twin
 from .coupling import (
     MASKS,
     affine_coupling_decode,
@@ -56,6 +56,7 @@ __all__ = [
     "gather_patches",
     "gaussian_log_prob",
     "gaussian_noise",
+    "in_transform",
     "logit_decode",
     "logit_encode",
     "quantise_ste",

@@ -21,6 +21,11 @@ def names_of(schema: str) -> tuple[list[str], list[str]]:
     return names(arguments), names(results)
 
 
+def written_by(schema: str) -> set[str]:
+    """Names of the arguments that an op writes: "f(Tensor(a!) x, int n) -> ()"."""
+    return {name for name in names_of(schema)[0] if re.search(rf"!\) {name}\b", schema)}
+
+
 def _no_sizes(*arguments: Any) -> tuple[int, ...]:
     return ()
 
@@ -46,7 +51,7 @@ class Kernel:
         self.name, self._sizes = name, sizes
         arguments, results = names_of(schema)
         self._constants = tuple(constants.values())
-        self._written = {name for name in arguments if re.search(rf"!\) {name}\b", schema)}
+        self._written = written_by(schema)
         self._order: list[int] = []
         self._tensors: list[int] = []  # positions of the fields of each kind
         self._images: list[int] = []

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from .._base import backend
-from .._base.errors import ArgumentError
+from .._base.errors import ArgumentError, is_whole, require
 from .._base.tensors import (
     accumulate_dtype,
     accumulated,
     check_float,
     check_like,
     image_sum,
+    known_device,
     per_image,
 )
 from ._kernel import Kernel
@@ -45,10 +46,18 @@ def transformed_map(
 ) -> Tensor:
     """Boolean (C, H, W), true where a coupling with this mask transforms.
 
+    Raises:
+        ArgumentError: sizes, a mask or a device that cannot be.
+
     >>> transformed_map(1, 2, 2, "checkerboard_even").int().tolist()
     [[[1, 0], [0, 1]]]
     """
-    return _transformed_map(channels, height, width, MASKS[mask], device)
+    name, sizes = "transformed_map", (channels, height, width)
+    good = all(is_whole(n) for n in sizes)
+    require(good, name, "channels, height, width", "non-negative integers", sizes)
+    good = isinstance(mask, str) and mask in MASKS
+    require(good, name, "mask", f"one of {list(MASKS)}", repr(mask))
+    return _transformed_map(*sizes, MASKS[mask], known_device(name, device))
 
 
 def _transformed_map(
@@ -240,7 +249,7 @@ _decode, _decode_ = _make(decode=True)
 
 def _check(function: str, x: Tensor, raw: Tensor, gain: Tensor, logdet: Tensor, mask: str) -> int:
     check_float(function, "z" if "decode" in function else "x", x, 4)
-    if mask not in MASKS:
+    if not isinstance(mask, str) or mask not in MASKS:
         raise ArgumentError(function, "mask", f"one of {list(MASKS)}", repr(mask))
     batch, channels, height, width = x.shape
     code = MASKS[mask]
@@ -327,8 +336,7 @@ def affine_coupling_encode_(
     tensor([1., 4.])
     """
     code = _check("affine_coupling_encode_", x, raw, gain, logdet, mask)
-    with torch.no_grad():
-        _encode_(x, raw, gain, logdet, code)
+    _encode_(x, raw, gain, logdet, code)
 
 
 def affine_coupling_decode_(
@@ -345,5 +353,4 @@ def affine_coupling_decode_(
     tensor([ 1., -2.])
     """
     code = _check("affine_coupling_decode_", z, raw, gain, logdet, mask)
-    with torch.no_grad():
-        _decode_(z, raw, gain, logdet, code)
+    _decode_(z, raw, gain, logdet, code)

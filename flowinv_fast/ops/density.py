@@ -12,11 +12,11 @@ from .._base.errors import require
 from .._base.tensors import (
     accumulate_dtype,
     accumulated,
-    as_like,
     check_broadcast,
     check_float,
     check_like,
     image_sum,
+    number_like,
     per_image,
 )
 from ._kernel import images
@@ -107,9 +107,7 @@ def gaussian_log_prob(
     check_like(name, "y", y, fx, fx.shape)
     parts = []
     for argument, value in (("mean", mean), ("std", std)):
-        if not isinstance(value, Tensor):
-            value = as_like(value, fx)
-        check_like(name, argument, value, fx)
+        value = number_like(name, argument, value, fx)
         check_broadcast(name, argument, value, fx.shape)
         parts.append(value)
     return _gaussian_op(y, fx, *parts)[0]
@@ -120,8 +118,8 @@ def gaussian_log_prob(
 
 def _normal_twin(z: Tensor) -> Tensor:
     """log N(z; 0, I) per image: [B, ...] to [B]."""
-    z = accumulated(z).flatten(1)
-    return -0.5 * (z * z + _LOG_2PI).sum(1)
+    z = accumulated(z)
+    return -0.5 * image_sum(z * z + _LOG_2PI)
 
 
 def _normal_outputs(z: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._base import backend
-from .._base.errors import require
-from .._base.tensors import check_tensor
+from .._base.errors import ArgumentError, require
+from .._base.tensors import check_tensor, known_device, plain
 from ._register import register
 
 MASKS, PRECISIONS = backend.constants.masks, backend.PRECISIONS
@@ -47,7 +47,10 @@ def _numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype=torch.floa
     wanted = f"a tensor of shape {shape}"
     require(isinstance(tensor, Tensor), "FrozenEngine", name, wanted, type(tensor).__name__)
     require(tuple(tensor.shape) == shape, "FrozenEngine", name, wanted, tuple(tensor.shape))
-    return tensor.detach().to("cpu", dtype).contiguous()
+    numbers = tensor.detach().to("cpu", dtype).resolve_neg().contiguous()
+    finite = bool(torch.isfinite(numbers).all())
+    require(finite, "FrozenEngine", name, "finite numbers", "some that are infinite or no numbers")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ _handles = itertools.count(1)
 class FrozenEngine:
     """The weights of a flow, packed for the compiled engine. Immutable; any thread may use it.
 
+    A pickle holds the records, and packs them again where it is read. A copy is the engine itself.
+
     Args:
         shape: (C, H, W) of the images.
         records: layers in the order of encode.
@@ -223,7 +228,7 @@ class FrozenEngine:
         require(precision in PRECISIONS, "FrozenEngine", "precision", wanted, got)
         good = len(shape) == 3 and min(shape) >= 1
         require(good, "FrozenEngine", "shape", "three positive sizes (C, H, W)", shape)
-        device = torch.device(device or "cpu")
+        device = known_device("FrozenEngine", device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         like = torch.empty(0, device=device)
@@ -236,17 +241,18 @@ class FrozenEngine:
         channels, height, width = map(int, shape)
         self.shape, self.n = (channels, height, width), channels * height * width
         self.precision, self.device = precision, device
-        self._plan = backend._C.FrozenFlow(
+        self._plan = backend._C.make_frozen_flow(
             self.shape, backend.constants.precisions[precision], on_device
         )
-        for record in records:
+        self._records = [_owned(record) for record in records]  # for a pickle
+        for record in self._records:
             record.pack(self._plan)
         self._plan.finish()
         self.weight_bytes, self.saved_bytes = self._plan.weight_bytes, self._plan.saved_bytes
         self.work_bytes = 4 * self._plan.workspace
         self._words: Tensor | None = None
         if on_device:
-            words = torch.empty(self._plan.words)
+            words = torch.empty(self._plan.words, dtype=torch.float32, device="cpu")
             self._plan.copy_words(backend.arg(words))
             self._words = words.to(device)
         self.handle = next(_handles)
@@ -257,16 +263,31 @@ class FrozenEngine:
         like, work = tensors[0], None
         assert like is not None
         if self._words is not None:
-            work = torch.empty(len(like) * self._plan.workspace, device=self.device)
+            size = len(like) * self._plan.workspace
+            work = torch.empty(size, dtype=torch.float32, device=self.device)
         arguments = [backend.arg(t) for t in (*tensors, self._words, work)]
         call(decode, len(like), *arguments, backend.execution(like))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEngine:
         return self
 
+    def __reduce__(self) -> tuple:
+        return FrozenEngine, (self.shape, self._records, self.precision, self.device)
+
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
         return f"FrozenEngine({size}, {self.precision} on {self.device})"
+
+
+def _owned(value: Any) -> Any:
+    """A record, its tensors copied to the CPU: nobody else writes them."""
+    if isinstance(value, Tensor):
+        return plain(value.detach()).to("cpu", copy=True)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_owned, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _owned(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 # --- operations ----------------------------------------------------------------------------------
@@ -391,10 +412,12 @@ def _link(x: Tensor) -> Tensor | None:
     return x[:0].clone() if torch.is_grad_enabled() and x.requires_grad else None
 
 
-def _check(
-    function: str, name: str, x: Tensor, shape: tuple[int, ...], engine: FrozenEngine
-) -> None:
+def _check(function: str, name: str, x: Tensor, engine: FrozenEngine) -> None:
+    if not isinstance(engine, FrozenEngine):
+        raise ArgumentError(function, "engine", "a FrozenEngine", type(engine).__name__)
+    shape = engine.shape if name == "x" else (engine.n,)
     good = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device == engine.device
+    good = good and x.layout is torch.strided and not x.is_nested
     if not (good and x.shape[1:] == shape):
         check_tensor(function, name, x, shape, torch.float32, engine.device)
 
@@ -420,7 +443,7 @@ def frozen_flow_encode(
     >>> frozen_flow_encode(torch.arange(4.0).reshape(1, 1, 2, 2), engine)[0]
     tensor([[2., 3., 0., 1.]])
     """
-    _check("frozen_flow_encode", "x", x, engine.shape, engine)
+    _check("frozen_flow_encode", "x", x, engine)
     z, logdet, _ = _encode(x, _link(x), engine.handle)
     return z, logdet
 
@@ -444,6 +467,6 @@ def frozen_flow_decode(
     tensor([[[[0., 1.],
               [2., 3.]]]])
     """
-    _check("frozen_flow_decode", "z", z, (engine.n,), engine)
+    _check("frozen_flow_decode", "z", z, engine)
     x, logdet, _ = _decode(z, _link(z), engine.handle)
     return x, logdet

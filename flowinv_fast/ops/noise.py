@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from .._base import backend
-from .._base.errors import is_whole, require
+from .._base.errors import is_real, is_whole, require
 from .._base.tensors import (
     accumulate_dtype,
     accumulated,
     check_float,
     check_like,
+    check_number,
     check_seed,
+    check_sizes,
     per_image,
 )
 from ._register import register_kernel
@@ -200,11 +202,15 @@ def _check_map(
     ceiling: float,
 ) -> tuple:
     check_float(function, "level", level, 1)
-    require(len(shape) == 3 and min(shape) >= 1, function, "shape", "(C, H, W)", shape)
-    require(kind in SIGMA_KINDS, function, "kind", f"one of {list(SIGMA_KINDS)}", repr(kind))
-    require(rate > 0 and math.isfinite(rate), function, "rate", "a positive number", rate)
-    require(0 <= floor <= ceiling, function, "floor", f"a number in 0 .. {ceiling}", floor)
-    return (*shape, SIGMA_KINDS[kind], float(rate), float(floor), float(ceiling))
+    sizes = check_sizes(function, "shape", shape, "(C, H, W)", (1, 1, 1))
+    known = isinstance(kind, str) and kind in SIGMA_KINDS
+    require(known, function, "kind", f"one of {list(SIGMA_KINDS)}", repr(kind))
+    rate = check_number(function, "rate", rate, "a positive number", 0)
+    good = is_real(ceiling) or (isinstance(ceiling, float) and ceiling == math.inf)
+    require(good, function, "ceiling", "a number of at least floor, or infinity", repr(ceiling))
+    good = is_real(floor) and 0 <= floor <= ceiling
+    require(good, function, "floor", f"a number in 0 .. {ceiling}", repr(floor))
+    return (*sizes, SIGMA_KINDS[kind], rate, float(floor), float(ceiling))
 
 
 def sigma_map(
@@ -295,11 +301,10 @@ def digit_overlay(
     name = "digit_overlay"
     check_float(name, "bank", bank, 3)
     require(bank.numel() > 0, name, "bank", "at least one digit", tuple(bank.shape))
-    good = len(shape) == 4 and min(shape[1:]) >= 1 and shape[0] >= 0
-    require(good, name, "shape", "(B, C, H, W)", shape)
-    fits = bank.shape[1] <= shape[2] and bank.shape[2] <= shape[3]
-    require(fits, name, "bank", f"digits within {shape[2]} x {shape[3]}", tuple(bank.shape[1:]))
-    require(is_whole(count), name, "count", "a non-negative integer", count)
+    batch, channels, height, width = check_sizes(name, "shape", shape, "(B, C, H, W)", (0, 1, 1, 1))
+    fits = bank.shape[1] <= height and bank.shape[2] <= width
+    require(fits, name, "bank", f"digits within {height} x {width}", tuple(bank.shape[1:]))
+    good = is_whole(count) and count < 2**31
+    require(good, name, "count", "an integer in 0 .. 2^31 - 1", count)
     check_seed(name, seed, offset)
-    batch, channels, height, width = shape
     return _digits_op(bank.detach(), batch, count, channels, height, width, seed, offset)

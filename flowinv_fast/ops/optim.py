@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._base.errors import require
-from .._base.tensors import accumulate_dtype, check_float, check_like, per_image
+from .._base.errors import is_real, require
+from .._base.tensors import accumulate_dtype, check_float, check_like, check_number, per_image
 from ._kernel import images
 from ._register import register_kernel
 
@@ -52,6 +52,12 @@ _adam_op = register_kernel(
 )
 
 
+def _check_decays(function: str, beta1: float, beta2: float) -> None:
+    for argument, beta in (("beta1", beta1), ("beta2", beta2)):
+        good = is_real(beta) and 0 <= beta < 1
+        require(good, function, argument, "a number in [0, 1)", beta)
+
+
 def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
     """What Adam multiplies by at its steps: (T, 2) float64 on the device of ``lr``.
 
@@ -67,8 +73,9 @@ def adam_rates(lr: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> Tensor:
     tensor([[ 1.0000, 31.6228],
             [ 0.5263, 22.3663]], dtype=torch.float64)
     """
-    good = lr.dim() == 1 and bool((lr >= 0).all())
-    require(good, "adam_rates", "lr", "step sizes (T,), not negative", tuple(lr.shape))
+    check_float("adam_rates", "lr", lr, 1)
+    require(bool((lr >= 0).all()), "adam_rates", "lr", "step sizes (T,), not negative", "others")
+    _check_decays("adam_rates", beta1, beta2)
     t = torch.arange(1, len(lr) + 1, dtype=torch.float64, device=lr.device)
     return torch.stack([lr.double() / (1 - beta1**t), (1 - beta2**t).rsqrt()], 1)
 
@@ -126,6 +133,7 @@ def adam_step_(
         require(tensor.is_contiguous(), name, argument, "a contiguous tensor", "strided")
     check_like(name, "rates", rates, x, (2,), torch.float64)
     require(rates.is_contiguous(), name, "rates", "a contiguous tensor", "strided")
-    with torch.no_grad():
-        images = (x, grad, exp_avg, exp_avg_sq, best)
-        _adam_op(*images, loss, best_loss, active, rates, beta1, beta2, eps)
+    _check_decays(name, beta1, beta2)
+    check_number(name, "eps", eps, "a positive number", 0)
+    images = (x, grad, exp_avg, exp_avg_sq, best)
+    _adam_op(*images, loss, best_loss, active, rates, beta1, beta2, eps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base.errors import require
-from .._base.tensors import check_float
+from .._base.tensors import check_dense, check_float, check_sizes
 from ._register import register_kernel
 
 # --- twins ------------------------------------------------------------------------------------
@@ -107,9 +107,10 @@ def _check_places(
     shape: Sequence[int],
     device: torch.device,
 ) -> None:
-    good = isinstance(places, Tensor) and places.dtype == torch.int64 and places.dim() == 3
+    check_dense(function, "places", places)
+    good = places.dtype == torch.int64 and places.dim() == 3
     good = good and places.shape[0] == batch and places.shape[2] == 3
-    got = f"{places.dtype} of {tuple(places.shape)}" if isinstance(places, Tensor) else type(places)
+    got = f"{places.dtype} of {tuple(places.shape)}"
     require(good, function, "places", f"int64 of shape ({batch}, K, 3)", got)
     require(places.device == device, function, "places", f"device {device}", places.device)
     channels, height, width = shape
@@ -141,8 +142,9 @@ def gather_patches(image: Tensor, places: Tensor, size: tuple[int, int]) -> Tens
     [[[[4.0, 5.0], [7.0, 8.0]]]]
     """
     check_float("gather_patches", "image", image, 4)
-    _check_places("gather_patches", image.shape[0], places, size, image.shape[1:], image.device)
-    return _gather_op(image, places, *size)
+    sizes = check_sizes("gather_patches", "size", size, "(h, w)", (1, 1))
+    _check_places("gather_patches", image.shape[0], places, sizes, image.shape[1:], image.device)
+    return _gather_op(image, places, *sizes)
 
 
 def scatter_patches(patches: Tensor, places: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -162,11 +164,11 @@ def scatter_patches(patches: Tensor, places: Tensor, shape: tuple[int, int, int]
     [[[[1.0, 2.0, 1.0]]]]
     """
     check_float("scatter_patches", "patches", patches, 4)
-    require(len(shape) == 3 and min(shape) >= 1, "scatter_patches", "shape", "(C, H, W)", shape)
+    sizes = check_sizes("scatter_patches", "shape", shape, "(C, H, W)", (1, 1, 1))
     _check_places(
-        "scatter_patches", patches.shape[0], places, patches.shape[2:], shape, patches.device
+        "scatter_patches", patches.shape[0], places, patches.shape[2:], sizes, patches.device
     )
     count = patches.shape[1]
     wanted = f"{count} places an image"
     require(places.shape[1] == count, "scatter_patches", "places", wanted, places.shape[1])
-    return _scatter_op(patches, places, *shape)
+    return _scatter_op(patches, places, *sizes)

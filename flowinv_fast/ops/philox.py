@@ -19,11 +19,13 @@ from .._base.errors import is_whole, require
 from .._base.tensors import (
     accumulate_dtype,
     accumulated,
-    as_like,
     check_broadcast,
     check_float,
     check_like,
     check_seed,
+    check_sizes,
+    known_device,
+    number_like,
 )
 from ._register import register_kernel
 
@@ -117,14 +119,15 @@ def random_bits(
         seed, offset: Philox stream, each in 0 .. 2^63 - 1.
         device: where to make them.
     Raises:
-        ArgumentError: negative n, or seed or offset that cannot be.
+        ArgumentError: negative n, a seed or offset that cannot be, or a device that is not there.
 
     >>> random_bits(6, seed=0)[4:], random_bits(2, seed=0, offset=1)
     (tensor([4175744164, 1555169499]), tensor([4175744164, 1555169499]))
     """
-    require(is_whole(n), "random_bits", "n", "a non-negative integer", n)
+    good = is_whole(n) and n < 2**63
+    require(good, "random_bits", "n", "a non-negative integer below 2^63", n)
     check_seed("random_bits", seed, offset)
-    return _bits_op(n, seed, offset, torch.empty(0, device=device))
+    return _bits_op(n, seed, offset, torch.empty(0, device=known_device("random_bits", device)))
 
 
 def gaussian_noise(
@@ -145,11 +148,10 @@ def gaussian_noise(
     >>> gaussian_noise(0.0, torch.tensor(1.0), (1, 4), seed=0)
     tensor([[ 0.9911, -0.9247, -0.6176, -0.4821]])
     """
-    name, shape = "gaussian_noise", [*shape]
+    name = "gaussian_noise"
     check_float(name, "std", std)
-    require(len(shape) >= 1 and min(shape) >= 0, name, "shape", "(B, ...)", shape)
-    if not isinstance(mean, Tensor):
-        mean = as_like(mean, std)
+    shape = check_sizes(name, "shape", shape, "(B, ...)", (0,))
+    mean = number_like(name, "mean", mean, std)
     check_like(name, "mean", mean, std)
     check_broadcast(name, "mean", mean, shape)
     check_broadcast(name, "std", std, shape)

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._base.errors import require
+from .._base.errors import is_whole, require
 from .._base.tensors import (
     accumulate_dtype,
     accumulated,
     check_float,
     check_like,
+    check_number,
     check_seed,
     image_sum,
     per_image,
@@ -28,10 +29,18 @@ from .philox import uniform_twin
 
 
 def _encode_twin(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """z = logit(p), p = alpha + (1 - 2 alpha) x; x [B, C, H, W] in [0, 1]; NaN outside (0, 1)."""
-    p = alpha + (1 - 2 * alpha) * accumulated(x)
+    """z = logit(p), p = alpha + (1 - 2 alpha) x.
+
+    For p outside (0, 1): z of the p that is eps from that end, and -infinity for the
+    log-determinant.
+    """
+    at = alpha + (1 - 2 * alpha) * accumulated(x)
+    eps = torch.finfo(at.dtype).eps
+    outside = (at <= 0) | (at >= 1)
+    p = torch.where(outside, at.detach().clamp(eps, 1 - eps), at)
     log_p, log_q = torch.log(p), torch.log1p(-p)
     terms = math.log(1 - 2 * alpha) - log_p - log_q
+    terms = terms.masked_fill(outside, -math.inf)
     return (log_p - log_q).to(x.dtype), logdet + image_sum(terms)
 
 
@@ -45,10 +54,12 @@ def _decode_twin(z: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tenso
 
 def _encode_backward_twin(grad_z: Tensor, grad_logdet: Tensor, x: Tensor, alpha: float) -> Tensor:
     p = alpha + (1 - 2 * alpha) * accumulated(x)
+    outside = (p <= 0) | (p >= 1)
+    p = p.masked_fill(outside, 0.5)
     inverse = 1 / (p * (1 - p))
     to_logdet = per_image(accumulated(grad_logdet), x)
     grad = (accumulated(grad_z) + to_logdet * (2 * p - 1)) * inverse * (1 - 2 * alpha)
-    return grad.to(x.dtype)
+    return grad.masked_fill(outside, 0).to(x.dtype)
 
 
 def _decode_backward_twin(grad_x: Tensor, grad_logdet: Tensor, z: Tensor, alpha: float) -> Tensor:
@@ -123,19 +134,21 @@ def _check(function: str, name: str, x: Tensor, logdet: Tensor, alpha: float) ->
     check_float(function, name, x)
     require(x.dim() >= 1, function, name, "a batch dimension", "a scalar")
     check_like(function, "logdet", logdet, x, (x.shape[0],), accumulate_dtype(x.dtype))
-    require(0 < alpha < 0.5, function, "alpha", "a number in (0, 0.5)", alpha)
+    check_number(function, "alpha", alpha, "a number in (0, 0.5)", 0, 0.5)
 
 
 def logit_encode(x: Tensor, logdet: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """z = logit(p), p = alpha + (1 - 2 alpha) x.
 
     Args:
-        x: images (B, ...) in [0, 1]; float32, float64, bfloat16 or float16. NaN comes back where p
-            is outside (0, 1).
+        x: images (B, ...) in [0, 1]; float32, float64, bfloat16 or float16.
         logdet: running log-determinant (B,), float32 (float64 for float64).
         alpha: margin in (0, 0.5), which keeps z finite at 0 and 1.
     Returns:
-        z like x, and logdet + sum of log(1 - 2 alpha) - log p - log(1 - p).
+        z like x, and logdet + sum of log(1 - 2 alpha) - log p - log(1 - p). Where p is outside
+        (0, 1), so x more than alpha / (1 - 2 alpha) outside [0, 1], no z decodes to x: the
+        image's logdet is -infinity, and that number's z is the last one before the end; its
+        gradient is zero, and all gradients are finite.
     Raises:
         ArgumentError: dtype, device, shape or alpha that does not fit.
 
@@ -182,6 +195,7 @@ def dequantise(x: Tensor, levels: int, seed: int, offset: int = 0) -> Tensor:
     tensor([  0.3990, 255.8805])
     """
     check_float("dequantise", "x", x)
-    require(2 <= levels <= 2**24, "dequantise", "levels", "an integer in 2..2^24", levels)
+    good = is_whole(levels, 2) and levels <= 2**24
+    require(good, "dequantise", "levels", "an integer in 2..2^24", levels)
     check_seed("dequantise", seed, offset)
     return _dequantise(x, levels, seed, offset)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base.errors import is_whole, require
-from .._base.tensors import accumulated, check_float
+from .._base.tensors import accumulated, check_float, check_number
 from ._kernel import elements
 from ._register import no_context, register_kernel
 
@@ -60,9 +60,9 @@ def quantise_ste(x: Tensor, bits: int, low: float, high: float) -> Tensor:
     check_float("quantise_ste", "x", x)
     good = is_whole(bits, 1) and bits <= 24
     require(good, "quantise_ste", "bits", "an integer in 1..24", bits)
-    finite = math.isfinite(low) and math.isfinite(high)
-    require(finite and low < high, "quantise_ste", "high", f"a number above low = {low}", high)
-    return _op(x, bits, float(low), float(high))
+    low = check_number("quantise_ste", "low", low, "a finite number", -math.inf)
+    high = check_number("quantise_ste", "high", high, f"a finite number above low = {low}", low)
+    return _op(x, bits, low, high)
 
 
 def sign_ste(x: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._base.memory import available_memory
+from ..protocols import Sized, provides
+
 _SHARE = 0.8  # of the free memory that a plan may use
-_GROUP = Path("/sys/fs/cgroup")
 _VECTORS = 24  # of an image's or measurement's size: Adam's state, iterates, residuals, gradients
 
 
@@ -18,23 +19,7 @@ def available(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu":
-        return None
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(1024 * int(line.split()[1]))
-        limit, used = ((_GROUP / f"memory.{n}").read_text().strip() for n in ("max", "current"))
-        if limit != "max":
-            statistics = dict(
-                line.split() for line in (_GROUP / "memory.stat").read_text().splitlines()
-            )
-            cache = int(statistics["inactive_file"])  # which makes room when asked
-            limits.append(int(limit) - int(used) + cache)
-    except (OSError, ValueError, KeyError):
-        pass
-    return min(limits, default=None)
+    return available_memory() if device.type == "cpu" else None
 
 
 def planned(prior: Any, noise: Any, y: Tensor) -> int | None:
@@ -42,20 +27,20 @@ def planned(prior: Any, noise: Any, y: Tensor) -> int | None:
     needed = _bytes(prior)
     if not needed:
         return None
-    numbers = max(torch.Size(prior.shape).numel(), y[0].numel())
+    numbers = max(torch.Size(getattr(prior, "shape", ())).numel(), y[0].numel())
     return needed + _bytes(noise) + _VECTORS * numbers * y.element_size()
 
 
 def _bytes(part: Any) -> int:
-    """What an image needs of a frozen flow, or of a noise model on one (``protocols.Frozen``)."""
-    found = (getattr(part, "saved_bytes", 0), getattr(part, "work_bytes", 0))
+    """What an image needs of a frozen flow, or of a noise model on one."""
+    found = (part.saved_bytes, part.work_bytes) if provides(part, Sized) else ()
     return sum(n for n in found if isinstance(n, int))
 
 
 def images_at_once(bytes_per_image: int | None, batch: int, device: torch.device) -> int:
     """Images of a batch that fit; all of them where nothing is known."""
     free = available(device) if bytes_per_image else None
-    if not free or not bytes_per_image:
+    if free is None or not bytes_per_image:
         return max(1, batch)
     return max(1, min(batch, int(_SHARE * free) // bytes_per_image))
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._base.errors import ArgumentError, require
+from .._base.errors import require
+from .._base.parameters import numbers
 from ..protocols import Flow, ForwardOperator, Generator, NoiseModel, OnePass, provides
 
 STARTS = ("measurement", "zeros", "draw")
@@ -140,55 +141,53 @@ class _Weighted:
         return self
 
 
-def check_weight(function: str, name: str, value: float | Tensor) -> None:
-    """Refuses, naming the argument, anything but numbers of at least 0, () or (B,)."""
-    wanted = "a number of at least 0, or one per image (B,)"
-    try:
-        tensor = torch.as_tensor(value)
-        good = not tensor.is_complex() and tensor.dim() <= 1
-        good = good and bool((tensor >= 0).all()) and bool(torch.isfinite(tensor).all())
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentError(function, name, wanted, repr(value)) from None
-    require(good, function, name, wanted, value)
+def check_weight(function: str, name: str, value: float | Tensor) -> float | Tensor:
+    """A weight, a number or (B,); refuses, by name, anything but numbers of at least 0."""
+    own = numbers(function, name, value)
+    good = own >= 0 if isinstance(own, float) else own.dim() == 1 and bool((own >= 0).all())
+    require(bool(good), function, name, "a number of at least 0, or one per image (B,)", value)
+    return own
 
 
 def as_weight(function: str, name: str, value: float | Tensor, y: Tensor) -> Tensor:
     """A weight with the dtype and device of measurements y (B, ...), () or (B,)."""
-    check_weight(function, name, value)
-    tensor = torch.as_tensor(value, device=y.device, dtype=y.dtype).detach()
-    good = tensor.dim() == 0 or tensor.shape == y.shape[:1]
+    own = check_weight(function, name, value)
+    own = torch.tensor(own, dtype=y.dtype, device="cpu") if isinstance(own, float) else own
+    tensor = own.to(y.dtype)
+    good = (tensor.dim() == 0 or tensor.shape == y.shape[:1]) and bool(tensor.isfinite().all())
     wanted = f"a number of at least 0, or one per image ({y.shape[0]},)"
-    require(good, function, name, wanted, f"shape {tuple(tensor.shape)}")
-    return tensor
+    require(good, function, name, wanted, f"shape {tuple(tensor.shape)} in {y.dtype}")
+    return tensor.to(y.device)
 
 
-def log_noise_of(noise: NoiseModel, y: Tensor, fx: Tensor) -> Tensor:
-    """log p_noise(y - fx), (B,); a Gaussian-type noise model scores it in one pass."""
+def log_noise_of(noise: NoiseModel | OnePass, y: Tensor, fx: Tensor) -> Tensor:
+    """log p_noise(y - fx), or log p_noise(y | fx) of a law that scores both in one pass, (B,)."""
     if provides(noise, OnePass):
         return noise.log_likelihood(y, fx)
-    value = noise.log_prob(y - fx)
-    return value.flatten(1).sum(1) if value.dim() > 1 else value
+    value = noise.log_prob(y - fx)  # type: ignore[union-attr]
+    further = isinstance(value, Tensor) and value.dim() > 1
+    return value.flatten(1).sum(1) if further else value
 
 
 def generate(prior: Flow | Generator, z: Tensor) -> Tensor:
-    """G(z) (B, C, H, W) of a flow, or of a generator without a density."""
-    return prior.decode(z)[0] if hasattr(prior, "decode") else prior(z)  # type: ignore[operator]
+    """G(z) (B, C, H, W): what a flow decodes, and what any other generator returns."""
+    return prior.decode(z)[0] if provides(prior, Flow) else prior(z)  # type: ignore[operator]
+
+
+def has_latents(prior: Any) -> bool:
+    """Whether a prior makes images of latents; a density alone does not.
+
+    >>> has_latents(torch.distributions.Normal(0.0, 1.0))
+    False
+    """
+    return provides(prior, Flow) or provides(prior, Generator)
 
 
 def latent_size(prior: Flow | Generator) -> int:
     """Numbers in a latent of a flow (N = C H W), or of a generator with ``latent_dim``."""
-    if hasattr(prior, "latent_dim"):
-        return prior.latent_dim
-    return math.prod(prior.shape)  # type: ignore[union-attr]
-
-
-def overshoot(prior: Flow, log_prior: Tensor) -> Tensor | None:
-    """Where log p is more than 0.05 nats a pixel above every held-out image's, (B,).
-
-    None for a prior whose ``info`` has no "log_prob_peak", the largest of those.
-    """
-    peak = getattr(prior, "info", {}).get("log_prob_peak")
-    return None if peak is None else log_prior > peak + 0.05 * math.prod(prior.shape)
+    if provides(prior, Flow):
+        return math.prod(prior.shape)
+    return int(prior.latent_dim)  # type: ignore[union-attr]
 
 
 def _decoded(prior: Flow, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,16 +210,16 @@ class MAP(_Weighted):
     Args:
         beta: weight of log p_G, a number of at least 0 or one per image (B,). 1 is the exact MAP,
             0 < beta < 1 smooths the prior (p_G^beta), 0 is maximum likelihood.
-        space: "latent" minimises over z, with x = G(z); "image" over x itself.
+        space: "image" minimises over x itself; "latent" over z, with x = G(z).
     Raises:
         ArgumentError: another weight or space.
 
-    >>> MAP(beta=0.5, space="image").name
-    'map-image'
+    >>> MAP(beta=0.5).name, MAP(space="latent").name
+    ('map-image', 'map')
     """
 
     beta: float | Tensor = 1.0
-    space: str = "latent"
+    space: str = "image"
     weight: ClassVar[str] = "beta"
     needs: ClassVar[tuple[str, ...]] = ("noise", "density")
     start: ClassVar[str] = "measurement"
@@ -232,7 +231,7 @@ class MAP(_Weighted):
 
     @property
     def name(self) -> str:
-        """ "map" over latents, "map-image" over images."""
+        """ "map-image" over images, "map" over latents."""
         return "map" if self.space == "latent" else "map-image"
 
     @property
@@ -250,7 +249,12 @@ class MAP(_Weighted):
         return replace(self, space="latent")
 
     def evaluate(
-        self, y: Tensor, operator: ForwardOperator, prior: Flow, noise: NoiseModel, variable: Tensor
+        self,
+        y: Tensor,
+        operator: ForwardOperator,
+        prior: Flow,
+        noise: NoiseModel | OnePass,
+        variable: Tensor,
     ) -> Terms:
         """The loss over z (B, N), or over x (B, C, H, W)."""
         if self.space == "latent":
@@ -282,7 +286,12 @@ class MLE(_OverLatents):
     start: ClassVar[str] = "draw"
 
     def evaluate(
-        self, y: Tensor, operator: ForwardOperator, prior: Any, noise: NoiseModel, variable: Tensor
+        self,
+        y: Tensor,
+        operator: ForwardOperator,
+        prior: Any,
+        noise: NoiseModel | OnePass,
+        variable: Tensor,
     ) -> Terms:
         """The loss over z (B, N)."""
         log_noise = log_noise_of(noise, y, operator(generate(prior, variable)))
@@ -392,7 +401,7 @@ OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         MAP(),
-        MAP(space="image"),
+        MAP(space="latent"),
         MLE(),
         CSGM(),
         AsimLikelihood(),

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from .._base.errors import is_real, is_whole, require
 from .._base.tensors import check_seed
-from ..protocols import Flow, ForwardOperator, Generator, NoiseModel
+from ..protocols import Flow, ForwardOperator, Generator, NoiseModel, OnePass
 from . import checks as check
 from .objectives import MLE, generate, latent_size, log_noise_of
 from .problem import Problem
+from .trial import examine
 
 _NAME = "sample_posterior"
 _WANTED = 0.57  # share of accepted proposals at which Langevin steps walk furthest
@@ -35,11 +36,12 @@ class PosteriorSamples:
     acceptance: Tensor
 
 
+@check.entrance
 def sample_posterior(
     y: Tensor,
     operator: ForwardOperator,
     prior: Flow | Generator,
-    noise: NoiseModel,
+    noise: NoiseModel | OnePass,
     samples: int = 32,
     *,
     start: Tensor | None = None,
@@ -85,9 +87,10 @@ def sample_posterior(
     good = is_real(tempering) and 0 < tempering <= 1
     require(good, _NAME, "tempering", "a number in (0, 1]", tempering)
     check_seed(_NAME, seed)
+    samples, warm_up, thin, seed = (int(n) for n in (samples, warm_up, thin, seed))
     problem = Problem.checked(_NAME, y, operator, prior, noise, MLE()).frozen()
     z = _first(problem, start)
-    check.shapes(_NAME, problem.y, problem.operator, problem.prior, problem.noise)
+    examine(_NAME, problem)
     chain = _Chain(problem, z, seed)
     accepted = torch.zeros(len(y), device=y.device)
     kept: list[Tensor] = []
@@ -112,11 +115,7 @@ def _first(problem: Problem, start: Tensor | None) -> Tensor:
     y, size = problem.y, latent_size(problem.prior)
     if start is None:
         return y.new_zeros(len(y), size)
-    good = isinstance(start, Tensor) and tuple(start.shape) == (len(y), size)
-    good = good and start.dtype == y.dtype and start.device == y.device
-    good = good and bool(torch.isfinite(start).all())
-    wanted = f"finite latents ({len(y)}, {size}), {y.dtype} on {y.device}"
-    require(good, _NAME, "start", wanted, getattr(start, "shape", type(start)))
+    check.latents(_NAME, start, y, problem.prior)
     return start.detach().clone()
 
 

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from .. import ops
 from .._base.errors import require
-from .._base.tensors import stream_offset
-from ..protocols import Freezable, Initial, NoiseModel, PerImage, missing, provides
+from .._base.tensors import start_stream, stream_offset
+from ..noise import as_noise
+from ..protocols import Flow, Freezable, Initial, PerImage, is_bounded, provides
 from . import checks as check
-from .objectives import Evaluate, Fitted, Objective, Terms, generate, latent_size, overshoot
+from .objectives import Evaluate, Fitted, Objective, generate, has_latents, latent_size
+
+_EDGE = 1e-2  # a guess over logits comes no closer to 0 and 1: it would hardly move from there
+_FINITE = 1e-6  # of images that were found, or given
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,16 @@ class Problem:
         check.measurement(function, y)
         operator = check.as_operator(function, operator)
         check.prior(function, prior, objective, y)
-        scored = "noise" not in objective.needs or not missing(noise, NoiseModel)
-        wanted = "an object with log_prob(residual)"
-        require(scored, function, "noise", wanted, type(noise).__name__)
+        noise = as_noise(noise)
+        if "noise" in objective.needs:
+            check.noise(function, noise)
+        check.modes(function, operator=operator, prior=prior, noise=noise, objective=objective)
         if provides(objective, Fitted):
             objective = objective.fitted(function, y)
         readable = check.readable(function, y, throw)
         start = objective.start if start is None else start
         check.start(function, start, y, prior)
+        start = start.detach().clone() if isinstance(start, Tensor) else start
         y = torch.where(readable.view(-1, *[1] * (y.dim() - 1)), y, torch.zeros_like(y)).detach()
         return cls(y, operator, prior, noise, objective, start, readable)
 
@@ -113,11 +119,13 @@ class Problem:
     @property
     def evaluate(self) -> Evaluate:
         """The loss as a function of the variable."""
-        return partial(self.objective.evaluate, self.y, self.operator, self.prior, self.noise)
+        loss = partial(self.objective.evaluate, self.y, self.operator, self.prior, self.noise)
+        return (lambda variable: loss(self.taken(variable))) if self.over_logits else loss
 
     def first_variable(self, restart: int, restarts: int, seed: int) -> Tensor:
         """Where a restart begins: latents (B, N) or images (B, C, H, W), by the objective's space.
 
+        Of a flow that knows images in [0, 1] only it is the logits of images, see ``over_logits``.
         From the measurement restart r of R begins at (1 - r / R) times the guess, from a tensor at
         a draw around it, from zeros or draws at a new draw.
         """
@@ -126,26 +134,62 @@ class Problem:
         if isinstance(start, Tensor):
             given_image = start.dim() == 4
             variable = start if given_image == image else _convert(start, prior, image)
-            return variable + (draw(variable, restart, seed, 0.1, self.first) if restart else 0)
+            variable = self.of_images(variable) if image else variable
+            return variable + (
+                draw(variable, start_stream(restart), seed, 0.1, self.first) if restart else 0
+            )
         if start == "measurement":
-            guess = self.operator.guess(y) if provides(self.operator, Initial) else None
+            guess = self._guess()
             if guess is not None:
                 guess = guess.clamp(0, 1) * (1 - restart / restarts)
-                return guess if image else _convert(guess, prior, False)
+                return self.of_images(guess, _EDGE) if image else _convert(guess, prior, False)
             start = "zeros"
         z = y.new_zeros(y.shape[0], latent_size(prior))
         if start == "draw" or restart > 0:
-            z = z + draw(z, restart, seed, 1.0, self.first)
-        return generate(prior, z) if image else z
+            z = z + draw(z, start_stream(restart), seed, 1.0, self.first)
+        return self.of_images(generate(prior, z)) if image else z
+
+    def _guess(self) -> Tensor | None:
+        """The operator's first guess of the images, if it has one."""
+        y, prior = self.y, self.prior
+        guess = self.operator.guess(y.clone()) if provides(self.operator, Initial) else None
+        size = tuple(prior.shape) if provides(prior, Flow) else None
+        if guess is None:
+            wanted = "images (B, C, H, W), where neither the prior nor a guess(y) tells their size"
+            require(has_latents(prior), "reconstruct", "start", wanted, repr(self.start))
+            return None
+        if size is None and has_latents(prior):  # a generator, whose start is a latent
+            return None
+        shape = ", ".join(map(str, (len(y), *(size or "CHW"))))
+        wanted = f"a guess(y) of shape ({shape}), {y.dtype} on {y.device}"
+        require(isinstance(guess, Tensor), "reconstruct", "operator", wanted, type(guess).__name__)
+        got = f"{guess.dtype} of shape {tuple(guess.shape)} on {guess.device}"
+        good = guess.dim() == 4 and len(guess) == len(y)
+        good = good and size in (tuple(guess.shape[1:]), None)
+        good = good and guess.dtype == y.dtype and guess.device == y.device
+        require(good, "reconstruct", "operator", wanted, got)
+        return guess
+
+    @property
+    def over_logits(self) -> bool:
+        """Whether the variable is logit(x): over images that the prior knows in [0, 1] only.
+
+        The objective is the same, and images stay where they have a density.
+        """
+        return self.objective.space == "image" and is_bounded(self.prior)
 
     def images(self, variable: Tensor) -> Tensor:
         """x (B, C, H, W) of a variable."""
-        return variable if self.objective.space == "image" else generate(self.prior, variable)
+        image = self.objective.space == "image"
+        return self.taken(variable) if image else generate(self.prior, variable)
 
-    def overshoot(self, terms: Terms) -> Tensor | None:
-        """Whether log p passes that of real images, (B,); None where that is not known."""
-        known = "density" in self.objective.needs
-        return overshoot(self.prior, terms.log_prior) if known else None
+    def taken(self, variable: Tensor) -> Tensor:
+        """What the objective takes of a variable: itself, or the images whose logits it is."""
+        return torch.sigmoid(variable) if self.over_logits else variable
+
+    def of_images(self, x: Tensor, edge: float = _FINITE) -> Tensor:
+        """The variable over images at x (B, C, H, W), of logits no closer to 0 and 1 than this."""
+        return torch.logit(x, edge) if self.over_logits else x
 
 
 def freeze(part: Any, precision: str, y: Tensor) -> Any:

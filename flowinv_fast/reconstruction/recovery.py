@@ -12,9 +12,10 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from .._base.errors import SolverError, is_real, require
-from ..protocols import Density, Frozen, missing
+from ..protocols import Density, Frozen, provides
 from . import checks as check
 from .objectives import as_weight
+from .trial import density, look
 
 Product = Callable[[np.ndarray], np.ndarray]
 
@@ -33,6 +34,7 @@ class RecoveryBound:
     bound: Tensor
 
 
+@check.entrance
 def recovery_bound(
     prior: Density, x: Tensor, delta_norm: float | Tensor, std: float, tolerance: float = 1e-3
 ) -> RecoveryBound:
@@ -59,14 +61,15 @@ def recovery_bound(
     tensor([1.5000], dtype=torch.float64)
     """
     name = "recovery_bound"
-    frozen, wanted = not missing(prior, Frozen), "a flow with second derivatives, not a frozen one"
+    check.density(name, prior)
+    frozen, wanted = provides(prior, Frozen), "a flow with second derivatives, not a frozen one"
     require(not frozen, name, "prior", wanted, type(prior).__name__)
-    lacks = missing(prior, Density)
-    require(not lacks, name, "prior", "a density with log_prob(x)", type(prior).__name__)
     check.images(name, "x", x)
     good = is_real(std) and std > 0
     require(good, name, "std", "a positive number", std)
     norm = as_weight(name, "delta_norm", delta_norm, torch.empty(len(x), 1, dtype=torch.float64))
+    if len(x):
+        look(name, density(name, prior), x[:1])
     product = lambda image: _hessian_product(prior, image[None])
     smallest = [_smallest_eigenvalue(product(i), i.numel(), tolerance) for i in x.detach()]
     mu = torch.tensor(smallest, dtype=torch.float64)

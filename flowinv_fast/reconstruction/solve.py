@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from .._base.errors import require
 from .._base.tensors import annealing_stream
-from ..protocols import Continuation, NoiseModel, provides
-from . import checks as check
+from ..protocols import Continuation, provides
 from . import memory
+from .diagnosis import measured, stopped
 from .objectives import Evaluate, LatentForm, Objective, Terms, generate
 from .problem import Problem, draw
 from .result import Reconstruction, join, longer, pack
 from .solvers import SOLVERS, Solution, Status, minimise
-from .solvers.common import Callback
+from .solvers.common import Callback, in_full
 from .strategies import Stage, Strategy
+from .trial import examine
 
 _NAME = "reconstruct"
 
@@ -43,11 +44,6 @@ class Plan:
     seed: int
     callback: Callback | None = None
 
-    @property
-    def polish(self) -> int:
-        """Last steps in fp32, of a solve in a fast precision."""
-        return int(self.strategy.polish * self.steps)
-
 
 # --- one start ------------------------------------------------------------------------------------
 
@@ -55,38 +51,59 @@ class Plan:
 def descend(
     problem: Problem, plan: Plan, restart: int, steps: int, bar: tqdm | None = None
 ) -> Solution:
-    """From one start, through the stages of the strategy."""
-    found: Solution | None = None
-    stages = allot(plan.strategy, problem.objective, steps)
-    objective, first = stages[0][1], plan.strategy.stages[0]  # which may have no steps here
-    for stage, form, count in stages:
-        part = replace(problem, objective=form)
-        if found is None:
-            start = part.first_variable(restart, plan.restarts, plan.seed)
-        else:
-            start = _handed_over(found.best, problem, objective, form)
-        more = SOLVERS[stage.solver](
-            part.evaluate,
-            start,
-            steps=count,
-            lr=plan.lr / (first.rate / stage.rate),  # so that a fifth is exactly a fifth
-            schedule=stage.schedule,
-            tol=stage.tol,
-            patience=stage.patience,
-            active=part.readable,
-            path=easier(part, stage, plan, restart),
-            callback=plan.callback,
-            bar=bar,
-        )
-        found, objective = _continued(found, more), form
-        if Status.INTERRUPTED in found.status:
-            break
-    assert found is not None
-    if objective.space != problem.objective.space:
-        start = _handed_over(found.best, problem, objective, problem.objective)
-        end = minimise(problem.evaluate, start, steps=0, active=problem.readable)
-        found = _continued(found, replace(end, status=found.status))
-    return found
+    """From one start, through the stages of the strategy; an interrupt ends it where it stands."""
+    # What was found so far, and the form of the objective it was found for, always of one stage.
+    reached: tuple[Solution, Objective] | None = None
+    first = plan.strategy.stages[0]  # which may have no steps here
+    try:
+        for stage, form, count in allot(plan.strategy, problem.objective, steps):
+            part = replace(problem, objective=form)
+            if reached is None:
+                start = part.first_variable(restart, plan.restarts, plan.seed)
+            else:
+                start = _handed_over(reached[0].best, problem, reached[1], form)
+            more = SOLVERS[stage.solver](
+                part.evaluate,
+                start,
+                steps=count,
+                lr=plan.lr / (first.rate / stage.rate),  # so that a fifth is exactly a fifth
+                schedule=stage.schedule,
+                tol=stage.tol,
+                patience=stage.patience,
+                active=part.readable,
+                path=easier(part, stage, plan, restart),
+                callback=plan.callback,
+                bar=bar,
+            )
+            reached = _continued(reached[0] if reached else None, more), form
+            if more.interrupted:
+                break
+        interrupted = False
+    except KeyboardInterrupt:  # between the steps of the solvers, which see to their own
+        interrupted = True
+    return in_full(lambda cut: _ended(problem, plan, restart, reached, cut), interrupted)
+
+
+def _ended(
+    problem: Problem,
+    plan: Plan,
+    restart: int,
+    reached: tuple[Solution, Objective] | None,
+    interrupted: bool,
+) -> Solution:
+    """What the stages reached, or the start, as a solution over the space of the objective."""
+    if reached is not None and reached[1].space == problem.objective.space:
+        return replace(reached[0], interrupted=reached[0].interrupted or interrupted)
+    if reached is None:
+        start = problem.first_variable(restart, plan.restarts, plan.seed)
+    else:
+        start = _handed_over(reached[0].best, problem, reached[1], problem.objective)
+    end = minimise(problem.evaluate, start, steps=0, active=problem.readable)
+    if reached is None:
+        return replace(end, interrupted=True)
+    before = reached[0]
+    end = replace(end, status=before.status, gain=before.gain)
+    return replace(_continued(before, end), interrupted=before.interrupted or interrupted)
 
 
 def allot(
@@ -119,9 +136,11 @@ def _handed_over(variable: Tensor, problem: Problem, before: Objective, after: O
     """Where a stage begins, of where the one before ended."""
     if before.space == after.space:
         return variable
-    to_image = after.space == "image"
+    over = replace(problem, objective=before if before.space == "image" else after)
     with torch.no_grad():
-        return generate(problem.prior, variable) if to_image else problem.prior.encode(variable)[0]
+        if after.space == "image":
+            return over.of_images(generate(problem.prior, variable))
+        return problem.prior.encode(over.images(variable))[0]
 
 
 class Easier:
@@ -142,12 +161,13 @@ class Easier:
             operator = operator.at(t)
         std = stage.smoothing * (1 - t)
         weight = stage.tempering ** (1 - t)
-        stream = annealing_stream(self.restart, step)
+        stream = annealing_stream(self.restart, step) if std > 0 else 0
 
         def evaluate(variable: Tensor) -> Terms:
             if std > 0:
                 variable = variable + draw(variable, stream, self.seed, std, problem.first)
-            terms = problem.objective.evaluate(problem.y, operator, prior, noise, variable)
+            at = problem.taken(variable)
+            terms = problem.objective.evaluate(problem.y, operator, prior, noise, at)
             if stage.tempering == 1:
                 return terms
             return terms._replace(loss=terms.loss + (1 - weight) * terms.log_noise)
@@ -166,7 +186,9 @@ def easier(problem: Problem, stage: Stage, plan: Plan, restart: int) -> Easier |
     changing = anneals(problem, stage)
     if not changing and problem.fast is None:
         return None
-    polish = plan.polish / plan.steps if problem.fast else 0.0
+    if stage.smoothing > 0:
+        annealing_stream(plan.restarts - 1, plan.steps - 1)  # refuses more than have streams
+    polish = plan.strategy.polish if problem.fast else 0.0
     exact = max(stage.exact if changing else 0.0, polish)
     return Easier(problem, stage, exact, plan.seed, restart)
 
@@ -184,33 +206,53 @@ def _continued(before: Solution | None, after: Solution) -> Solution:
 
 def solve(problem: Problem, plan: Plan, bar: tqdm | None, give_up: bool) -> Reconstruction:
     """The best of all restarts, for each image; with ``give_up`` where the first one starts."""
-    noise: NoiseModel | None = problem.noise if "noise" in problem.objective.needs else None
-    check.shapes(_NAME, problem.y, problem.operator, problem.prior, noise)
-    kept: Solution | None = None
-    for restart in range(plan.restarts):
-        found = descend(problem, plan, restart, 0 if give_up else plan.steps, bar)
-        kept = found if kept is None else _keep_better(kept, found, problem.objective)
-        give_up = give_up or Status.INTERRUPTED in found.status
-        if give_up:
-            break
-    assert kept is not None
-    if give_up:
-        ended = lambda s: Status.INTERRUPTED if s is Status.MAX_STEPS else s
-        kept = replace(kept, status=[ended(status) for status in kept.status])
-    return pack(kept, problem)
+    kept, scores = None, []
+    interrupted = give_up
+    if not give_up:
+        try:
+            examine(_NAME, problem)
+            for restart in range(plan.restarts):
+                found = descend(problem, plan, restart, plan.steps, bar)
+                kept = found if kept is None else _keep_better(kept, found, problem.objective)
+                scores.append(_score(found, problem.objective))
+                if found.interrupted:
+                    interrupted = True
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    best = kept or descend(problem, plan, 0, 0)
+
+    def result(interrupted: bool) -> Reconstruction:
+        if interrupted:
+            return pack(replace(best, status=stopped(best.status)), problem, scores)
+        return measured(pack(best, problem, scores), problem, plan.seed)
+
+    return in_full(result, interrupted)
+
+
+def _score(found: Solution, objective: Objective) -> Tensor:
+    """What restarts are compared by, (B,); infinite where there is no finite loss."""
+    return objective.rank(found.terms).nan_to_num(math.inf, math.inf)
 
 
 def _keep_better(kept: Solution, new: Solution, objective: Objective) -> Solution:
     """Per image, the solution that the objective ranks lower."""
-    score = lambda s: objective.rank(s.terms).nan_to_num(math.inf, math.inf)
-    better = score(new) < score(kept)
+    better = _score(new, objective) < _score(kept, objective)
     pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a)
     rows = max(len(kept.history), len(new.history))
     both = [longer(s.history, rows, s.terms.loss) for s in (kept, new)]
     terms = Terms(*(pick(a, b) for a, b in zip(kept.terms, new.terms)))
     status = [n if b else k for k, n, b in zip(kept.status, new.status, better.tolist())]
     history = torch.where(better, both[1], both[0])
-    return Solution(pick(kept.best, new.best), terms, history, status, pick(kept.steps, new.steps))
+    return Solution(
+        pick(kept.best, new.best),
+        terms,
+        history,
+        status,
+        pick(kept.steps, new.steps),
+        pick(kept.gain, new.gain),
+        new.interrupted,
+    )
 
 
 # --- parts of the batch ---------------------------------------------------------------------------
@@ -226,29 +268,58 @@ def in_parts(problem: Problem, plan: Plan, shown: bool) -> Reconstruction:
         at_once = "all at once" if size == batch else f"{size} at a time"
         bar.write(f"{name}: {batch} images of {each / 1e6:.2f} MB, {at_once}", sys.stderr)
     done: list[Reconstruction] = []
-    first = 0
-    try:
-        while first < batch:
-            parts = len(done) + math.ceil((batch - first) / size)
-            bar.total = plan.steps * plan.restarts * parts
-            bar.refresh()
-            part = slice(first, min(batch, first + size))
-            given_up = bool(done) and Status.INTERRUPTED in done[-1].status
-            before = bar.n
-            found = _unless_exhausted(problem.select(part), plan, bar, given_up)
-            if found is not None:
-                done.append(found)
-                first = part.stop
-                continue
-            size = max(1, (part.stop - first) // 2)
-            bar.n = before
-            if problem.y.device.type == "cuda":
-                torch.cuda.empty_cache()
-            message = f"{_NAME}: out of memory; going on with {size} images at a time"
-            warnings.warn(message, stacklevel=3)
-    finally:
-        bar.close()
-    return done[0] if len(done) == 1 else join(done)
+    found: Reconstruction | None = None
+    interrupted = False
+    with bar:
+        while found is None:
+            try:
+                size = _next_part(problem, plan, bar, done, size, interrupted)
+                interrupted = interrupted or Status.INTERRUPTED in done[-1].status
+                if sum(len(part.status) for part in done) == batch:
+                    found = _together(done, interrupted)
+            except KeyboardInterrupt:  # elsewhere than in a solve, which sees to its own
+                if interrupted:
+                    raise
+                interrupted = True
+    return found
+
+
+def _next_part(
+    problem: Problem,
+    plan: Plan,
+    bar: tqdm,
+    done: list[Reconstruction],
+    size: int,
+    interrupted: bool,
+) -> int:
+    """Add the next part to those that are done, if any is left; returns how many images fit."""
+    batch, first = len(problem.y), sum(len(part.status) for part in done)
+    before = bar.n
+    while first < batch:
+        part = slice(first, min(batch, first + size))
+        bar.total = plan.steps * plan.restarts * (len(done) + math.ceil((batch - first) / size))
+        bar.refresh()
+        found = _unless_exhausted(problem.select(part), plan, bar, interrupted)
+        if found is not None:
+            done.append(found)
+            break
+        size = max(1, (part.stop - first) // 2)
+        bar.n = before
+        if problem.y.device.type == "cuda":
+            torch.cuda.empty_cache()
+        message = f"{_NAME}: out of memory; going on with {size} images at a time"
+        warnings.warn(message, stacklevel=4)
+    return size
+
+
+def _together(done: list[Reconstruction], interrupted: bool) -> Reconstruction:
+    """All parts as one result; an interrupt is not lost."""
+    found = done[0] if len(done) == 1 else join(done)
+    if interrupted and Status.INTERRUPTED not in found.status:
+        found = replace(found, status=stopped(found.status))
+        if Status.INTERRUPTED not in found.status:  # there was nothing to interrupt
+            raise KeyboardInterrupt
+    return found
 
 
 def _unless_exhausted(

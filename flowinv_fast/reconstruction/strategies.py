@@ -147,13 +147,13 @@ def smoothed(smoothing: float = 0.1) -> Strategy:
     return Strategy((Stage(smoothing=smoothing),))
 
 
-def tempered(tempering: float = 0.3) -> Strategy:
-    """Adam with a rising weight of log p_noise.
+def tempered(tempering: float = 0.3, exact: float = 0.5) -> Strategy:
+    """Adam with a rising weight of log p_noise, which is one for a share ``exact`` of the steps.
 
     >>> tempered(0.1).stages[0].tempering
     0.1
     """
-    return Strategy((Stage(tempering=tempering),))
+    return Strategy((Stage(tempering=tempering, exact=exact),))
 
 
 def annealed(smoothing: float = 0.1, tempering: float = 0.3) -> Strategy:

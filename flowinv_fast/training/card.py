@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._base.errors import require
-from .._base.files import whole_file
+from .._base.files import made_folder, whole_file
+from .._base.strict_json import to_json
 from .._base.tensors import DATA_SEEDS, check_seed
 from ..data.images import image_grid, require_images, save_png
 from ..flows.flow import Flow
@@ -64,7 +65,7 @@ def write_card(
     draws, folder = torch.Generator().manual_seed(seed), Path(out)
     groups = measure.image_groups(flow.shape, images, other, draws)
     found = measure.log_probs(flow, groups, seed, progress)
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     facts = {
         "name": name,
         "architecture": measure.architecture(flow),
@@ -90,9 +91,11 @@ def card_name(flow: str | os.PathLike[str]) -> str:
     return path.name.removesuffix(".safetensors")
 
 
-def data_in_words(data: str | os.PathLike[str], crops: bool) -> str:
+def data_in_words(data: str | os.PathLike[str], crops: bool, patches: bool = False) -> str:
     """What held-out images are: the last two parts of their path, and whether they are crops."""
     source = "/".join(Path(data).resolve().parts[-2:])
+    if patches:
+        return f"random patches of the pictures of {source}, not resized"
     return f"random crops of the pictures of {source}" if crops else source
 
 
@@ -110,11 +113,11 @@ def _check(flow: Flow, images: Tensor, out: str | os.PathLike[str], name: str, s
 
 def _write_pages(facts: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """NAME.json and the page of what it holds, which is returned."""
-    text = json.dumps(facts, indent=1) + "\n"
+    text = to_json(facts, 1) + "\n"
     facts = json.loads(text)
     for suffix, content in ((".json", text), (".md", card_page(facts))):
         with whole_file(folder / f"{name}{suffix}") as temporary:
-            temporary.write_text(content)
+            temporary.write_text(content, "utf-8", "backslashreplace")
     return facts
 
 

@@ -9,7 +9,19 @@ from typing import Any
 from .._base.templates import filled
 
 _TEMPLATE = Path(__file__).parent / "card.md"
-_ARCHITECTURES = {"realnvp": "RealNVP", "glow": "Glow"}  # names in a weights file
+_COUPLINGS = (
+    "{scales} scales, {couplings} couplings",
+    "{blocks} residual blocks of {hidden} channels",
+)
+# By the name in a weights file: the architecture in words, and its networks.
+_ARCHITECTURES = {
+    "realnvp": (f"RealNVP, {_COUPLINGS[0]}", _COUPLINGS[1]),
+    "glow": (f"Glow, {_COUPLINGS[0]}", _COUPLINGS[1]),
+    "tarflow": (
+        "TarFlow, {blocks} autoregressive maps of {patch} x {patch} patches",
+        "{layers} causal transformer layers of {width} channels and {heads} heads",
+    ),
+}
 # Keys of a flow's ``info``, and what the card calls them.
 _TRAINING = {
     "data": "data",
@@ -43,14 +55,12 @@ def card_page(facts: dict[str, Any]) -> str:
 
 
 def _flow(made: dict[str, Any]) -> dict[str, str]:
+    architecture, conditioners = (words.format(**made) for words in _ARCHITECTURES[made["name"]])
+    mixing = ", invertible 1x1 convolutions" if made.get("mixing") else ""
+    prior = ", conditional prior" if made.get("conditional_prior") else ""
     return {
-        "architecture": _ARCHITECTURES[made["name"]],
-        "scales": str(made["scales"]),
-        "couplings": str(made["couplings"]),
-        "mixing": ", invertible 1x1 convolutions" if made.get("mixing") else "",
-        "prior": ", conditional prior" if made.get("conditional_prior") else "",
-        "blocks": str(made["blocks"]),
-        "hidden": str(made["hidden"]),
+        "architecture": architecture + mixing + prior,
+        "conditioners": conditioners,
         "parameters": f"{made['parameters']:,}",
         "shape": " x ".join(map(str, made["shape"])),
         "bits": str(made["bits"]),

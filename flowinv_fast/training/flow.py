@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._base.errors import SolverError, require
+from .._base.errors import SolverError, is_real, require
+from .._base.identity import digest
 from .._base.tensors import STANDARDISATION
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
 from ..flows.flow import Flow, FlowConfig
 from ..flows.io import build_flow, save_flow
-from .trainer import TrainConfig, Trainer
+from .config import TrainConfig
+from .trainer import Trainer
 
 _MOST_BAD_STEPS = 20
 
@@ -56,16 +58,18 @@ class FlowTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gain_lr", "max_grad_norm"):
-            self._check(getattr(self, name) > 0, name, "a positive number")
-        self._check(0 <= self.ema < 1, "ema", "a number in [0, 1)")
-        self._check(self.penalty >= 0, "penalty", "at least 0")
+        self._check_positive("gain_lr", "max_grad_norm")
+        good = is_real(self.ema) and 0 <= self.ema < 1
+        self._check(good, "ema", "a number in [0, 1)")
+        good = is_real(self.penalty) and self.penalty >= 0
+        self._check(good, "penalty", "a finite number of at least 0")
 
 
 class FlowTrainer(Trainer):
     """Trains a flow by maximum likelihood and leaves its files in a folder.
 
-    flow.safetensors    the moving average of the weights, ready for ``load_flow``
+    flow.safetensors    the moving average of the weights, ready for ``load_flow``; trained on real
+                        numbers, which may be few, at the evaluation of fewest bits/dim
     state.safetensors   everything needed to go on where training stopped
     log.jsonl           one line per evaluation: step, epoch, bits_per_dim, log_prob_peak, seconds
     samples.png         samples of the latest evaluation
@@ -127,12 +131,14 @@ class FlowTrainer(Trainer):
         self.average = copy.deepcopy(self.flow).eval().requires_grad_(False)
         gains = self.flow.gains()
         others = [p for p in self.flow.parameters() if all(p is not g for g in gains)]
-        groups: list[dict[str, Any]] = [
-            {"params": others},
-            {"params": gains, "lr_factor": self.train_config.gain_lr},
-        ]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if gains:
+            groups.append({"params": gains, "lr_factor": self.train_config.gain_lr})
         self.networks = {"flow": self.flow, "average": self.average}
         self.optimisers = {"adam": torch.optim.Adam(groups, fused=True)}
+
+    def _start_identity(self) -> str | None:
+        return None if self._start is None else digest(self._start.state_dict())
 
     def _prepare(self, fresh: bool) -> None:
         if fresh and self._start is None:
@@ -212,6 +218,9 @@ class FlowTrainer(Trainer):
     def _save_weights(self, path: Path, info: dict[str, Any]) -> None:
         save_flow(self.average, path, info)
 
+    def _score(self, result: dict[str, Any]) -> float:
+        return float(result["bits_per_dim"]) if self.config.bits == 0 else -math.inf
+
     def _sentence(self, result: dict[str, Any]) -> str:
         return (
             f"epoch {result['epoch']:g}: {result['bits_per_dim']:.3f} bits/dim on "
@@ -239,7 +248,12 @@ class _LogProb(nn.Module):
 
 
 def pixels(flow: Flow, images: Tensor) -> Tensor:
-    """uint8 images on the flow's device, at its pixel depth, float32 in [0, 1]."""
+    """uint8 images on the flow's device, at its pixel depth, float32 in [0, 1].
+
+    Real numbers, of a flow without a pixel depth, stay as they are.
+    """
+    if flow.config.bits == 0:
+        return images.to(flow.device)
     return reduce_depth(images.to(flow.device), flow.config.bits).float() / 255
 
 

@@ -18,7 +18,8 @@ from ..data.sources import Stored
 from ..flows.conditioner import conditioner_precision
 from ..generators.io import save_generator
 from ..generators.nets import DCGAN, VAE, GeneratorConfig, companion, make
-from .trainer import TrainConfig, Trainer
+from .config import TrainConfig
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)

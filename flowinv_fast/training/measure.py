@@ -35,15 +35,17 @@ def held_out_images(
     count: int = 10_000,
     seed: int = 0,
     crops: bool = False,
+    patches: bool = False,
 ) -> Tensor:
     """Images for a card, drawn by ``seed``.
 
     Args:
-        data: what ``load_images`` reads; with ``crops`` a folder of photographs.
+        data: what ``load_images`` reads; with ``crops`` or ``patches`` a folder of photographs.
         shape: (C, H, W) of the flow.
         count: how many; all of them where there are fewer.
         seed: below 2^40.
         crops: draw ``count`` random crops of the photographs.
+        patches: the same of the photographs as they are, not resized.
     Returns:
         uint8 (N, C, H, W), N at most ``count``.
     Raises:
@@ -51,8 +53,8 @@ def held_out_images(
     """
     require(is_whole(count, 1), "held_out_images", "count", "an integer of at least 1", count)
     check_seed("held_out_images", seed, seeds=DATA_SEEDS)
-    if crops:
-        return Crops(data, shape).take(count, seed)
+    if crops or patches:
+        return Crops(data, shape, () if patches else None).take(count, seed)
     images = load_images(data, shape)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[order[:count]]

@@ -40,6 +40,7 @@ def training_images(
     *,
     size: tuple[int, int, int] | None = None,
     crops: bool = False,
+    patches: bool = False,
     flips: bool = False,
     fraction: float | None = None,
     seed: int = 0,
@@ -51,6 +52,8 @@ def training_images(
         held_out: the same for held-out images; None: the folder's part, or ``fraction``.
         size: (C, H, W) wanted; None: that of the data (for crops 3 x 64 x 64).
         crops: random crops of the pictures of a folder; held-out crops want pictures of their own.
+        patches: the same of the pictures as they are, not resized; where no images lie apart, crops
+            of the lowest ``fraction`` of the rows of every picture are held out.
         flips: mirror half of the training images (of crops always).
         fraction: last part of ``data`` that is held out where no images lie apart, in (0, 1); None:
             then none are held out.
@@ -61,11 +64,14 @@ def training_images(
         ArgumentError: nothing readable there, images of another size, or nothing to hold out.
     """
     place, apart = split_folder(data, held_out)
-    if crops:
+    if patches and apart is None and fraction is not None:
+        above, below = Crops(place, size or (3, 16, 16), (), seed=seed).parted(fraction)
+        return above, below.take(HELD_OUT_CROPS, 1)
+    if crops or patches:
         wanted = "a folder of other photographs (or --data with the parts train and test)"
         require(apart is not None, "train", "--held-out", wanted, "none")
-        size = size or (3, 64, 64)
-        source, other = Crops(place, size, seed=seed), Crops(apart or "", size, seed=seed)
+        size, sides = size or (3, 64, 64), () if patches else None
+        source, other = (Crops(folder or "", size, sides, seed=seed) for folder in (place, apart))
         return source, other.take(HELD_OUT_CROPS, 1)
     images = load_images(place, size)
     if apart is not None:

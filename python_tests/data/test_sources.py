@@ -10,7 +10,7 @@ from helpers import assert_names
 from PIL import Image
 
 from flowinv_fast.data import Crops, Stored, load_images
-from flowinv_fast.data.images import open_pictures
+from flowinv_fast.data.pictures import open_pictures
 
 SIZES = [(23, 17), (14, 30), (16, 16)]  # of pictures, width first
 SIZE, SIDES = (3, 6, 9), (10, 14)
@@ -125,10 +125,36 @@ def test_pictures_are_never_enlarged(tmp_path, pictures):
     assert {windows[key][0] for key in keys(batch)} == {0, 1, 2, 3}
 
 
+def test_crops_of_the_pictures_as_they_are(tmp_path, pictures):
+    """And of two parts that have no row in common: the lowest has a crop's rows at least."""
+    crops = Crops(tmp_path, SIZE, (), flips=False)
+    rows = [np.array(one).transpose(2, 0, 1) for one in pictures]
+    cut = [torch.from_numpy(r).unfold(1, 6, 1).unfold(2, 9, 1) for r in rows]
+
+    def of(tops):
+        return {
+            w.contiguous().numpy().tobytes()
+            for c, part in zip(cut, tops)
+            for w in c[:, part].permute(1, 2, 0, 3, 4).reshape(-1, *SIZE)
+        }
+
+    assert set(keys(crops.batch(0, 400))) <= of([slice(None)] * 3)
+    above, below = crops.parted(0.3)  # of 17, 30 and 16 rows: 6, 9 and 6
+    assert set(keys(above.batch(0, 400))) <= of([slice(0, h - n - 5) for h, n in HELD])
+    assert set(keys(below.take(400, 1))) <= of([slice(h - n, None) for h, n in HELD])
+    assert len({above.describe()["sha256"], below.describe()["sha256"]}) == 2
+
+
+HELD = [(17, 6), (30, 9), (16, 6)]
+
+
 def test_what_crops_refuse(tmp_path, pictures):
     assert "14 x 30" in assert_names("folder", lambda: Crops(tmp_path, (3, 15, 15), (15, 17)))
-    for sides in ((), (8,), (12, 8), (10.5,), (True,)):
+    for sides in ((8,), (12, 8), (10.5,), (True,)):
         assert_names("sides", lambda sides=sides: Crops(tmp_path, SIZE, sides))
+    assert "14 x 30" in assert_names("folder", lambda: Crops(tmp_path, (3, 15, 15), ()))
+    for share in (0, 1, 0.8):
+        assert_names("share", lambda share=share: Crops(tmp_path, SIZE, ()).parted(share))
     for size in ((2, 6, 9), (3, 6), (3, 0, 9)):
         assert_names("size", lambda size=size: Crops(tmp_path, size, SIDES))
     assert_names("epoch", lambda: Crops(tmp_path, SIZE, SIDES, epoch=0))
@@ -192,8 +218,13 @@ def test_half_of_the_stored_images_are_mirrored():
 
 @pytest.mark.parametrize(
     "images",
-    [torch.rand(4, 1, 8, 8), torch.zeros(4, 8, 8).byte(), torch.zeros(0, 1, 8, 8).byte(), [1, 2]],
-    ids=["floats", "rank", "none", "list"],
+    [
+        torch.rand(4, 1, 8, 8).double(),
+        torch.zeros(4, 8, 8).byte(),
+        torch.zeros(0, 1, 8, 8).byte(),
+        [1, 2],
+    ],
+    ids=["doubles", "rank", "none", "list"],
 )
 def test_what_stored_refuses(images):
     assert_names("images", lambda: Stored(images))
@@ -204,6 +235,6 @@ def test_pictures_come_by_number(tmp_path):
     (tmp_path / "a").mkdir()
     for i, name in enumerate(reversed(names)):
         Image.new("L", (4, 4), 20 * i).save(tmp_path / name, quality=100)
-    levels = [p.convert("L").getpixel((0, 0)) for p in open_pictures("f", "folder", tmp_path)]
+    levels = [p.getpixel((0, 0)) for _, p in open_pictures("f", "folder", tmp_path, 1)]
     assert levels == [120, 100, 60, 80, 40, 20, 0]
     assert load_images(tmp_path, (1, 4, 4))[:, 0, 0, 0].tolist() == levels

@@ -11,6 +11,7 @@ import torch
 
 from flowinv_fast.experiments import uncertainty
 from flowinv_fast.experiments.methods import METHODS, Answer
+from flowinv_fast.reconstruction.solvers import Status
 
 GRADIENT = ("map", "mle", "csgm", "asim")  # first words of the methods that minimise a loss
 
@@ -38,6 +39,7 @@ def found_by(name: str, y: torch.Tensor, value: float) -> SimpleNamespace | None
         steps=torch.full((len(y),), 7),
         prior_overshoot=numbers > value,
         z=None,
+        status=[Status.MAX_STEPS] * len(y),
     )
 
 

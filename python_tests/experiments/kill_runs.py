@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,27 +45,34 @@ def make_cheap() -> None:
     runner.chosen_methods = lambda setting: [METHODS[name] for name in USED]
 
 
-def start(folder: Path, at_write: int | None = None, half: bool = False) -> int:
+def start(folder: Path, at_write: int = 0, half: bool = False) -> int:
     """A child that runs the configuration; one that kills itself at its n-th write, if told to."""
+    return forked(lambda: runner.reproduce(CONFIG, folder, False), folder, at_write, half)
+
+
+def forked(work: Callable[[], object], folder: Path, at_write: int = 0, half: bool = False) -> int:
+    """A child that does the work, and kills itself at its n-th write if told to: half of the
+    temporary is there, or it has just taken its file's place. One that is not told to leaves their
+    number in the file "writes" beside the folder."""
     pid = os.fork()
     if pid:
         return pid
     status, writes, place = 1, 0, os.replace
 
-    def replace(source, target):
+    def replace(source, target, **how):
         nonlocal writes
         writes += 1
         if at_write == writes and half:
             os.truncate(source, os.path.getsize(source) // 2)
         else:
-            place(source, target)
+            place(source, target, **how)
         if at_write == writes:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
         os.replace = replace
-        runner.reproduce(CONFIG, folder, False)
-        if at_write is None:
+        work()
+        if not at_write:
             (folder.parent / "writes").write_text(str(writes))
         status = 0
     except BaseException:
@@ -97,7 +105,7 @@ def whole(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or ".tmp." in path.name:
+        if path.is_dir() or path.suffix == ".lock" or any(p.endswith(".tmp") for p in path.parts):
             continue
         if path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text(), parse_constant=refuse))

@@ -75,6 +75,7 @@ def test_unknown_keys_are_named(tmp_path):
     path.write_text("images = 3\nimage = 4\n[section]\nsteps = 3\n")
     message = assert_names("path", lambda: ReproduceConfig.load(path))
     assert "['image', 'section']" in message and "tuning_images" in message
+    assert str(path) in message
 
 
 BAD = {
@@ -102,7 +103,8 @@ def test_bad_values_are_named(tmp_path, name, value):
     path = tmp_path / "own.toml"
     path.write_text("".join(f"{k} = {written(v)}\n" for k, v in {**good, name: value}.items()))
     assert_names(name, lambda: ReproduceConfig(**{**good, name: value}))
-    assert_names(name, lambda: ReproduceConfig.load(path))
+    message = assert_names("path", lambda: ReproduceConfig.load(path))
+    assert str(path) in message and f": {name}: expected" in message
 
 
 def test_test_and_tuning_files_come_together(tmp_path):

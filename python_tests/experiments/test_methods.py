@@ -22,18 +22,21 @@ from flowinv_fast.reconstruction.objectives import CSGM, MAP, MLE, AsimLikelihoo
 CONFIG = ReproduceConfig(images=2, steps=13, restarts=3, seed=7, quick=True)
 IMAGE, LATENT = MAP(0.4, space="image"), MAP(0.4, space="latent")
 ADAM = {"strategy": "adam"}
-# method: prior, objective, options beyond steps, seed and no progress; at 0.4, for denoise-radial
+# method: prior, objective, options beyond steps and seed; at 0.4, for denoise-radial
+MAPS, GUESS = {**ADAM, "start": "measurement"}, {"start": "measurement"}
+DRAWN = {**ADAM, "lr": 0.1, "start": "draw", "restarts": 3}
 WANTED = {
-    "map": ("flow", IMAGE, ADAM),
-    "map-latent": ("flow", LATENT, {**ADAM, "lr": 0.1, "restarts": 1}),
-    "map-lbfgs": ("flow", IMAGE, {"strategy": "lbfgs", "restarts": 1}),
-    "csgm-gan": ("gan", CSGM(0.4), {"lr": 0.1, "restarts": 3}),
-    "csgm-vae": ("vae", CSGM(0.4), {"lr": 0.1, "restarts": 3}),
-    "mle-gan": ("gan", MLE(), {"lr": 0.4, "start": "found"}),
-    "mle-vae": ("vae", MLE(), {"lr": 0.4, "start": "found"}),
-    "asim": ("flow", AsimLikelihood(0.4), {"lr": 0.1}),
-    "asim-proxy": ("flow", AsimProxy(0.4), {"lr": 0.1}),
-    "asim-norm": ("flow", AsimProxy(0.4, squared=False), {"lr": 0.1}),
+    "map": ("flow", IMAGE, {**MAPS, "lr": 0.1}),
+    "map-latent": ("flow", LATENT, {**MAPS, "lr": 0.1, "restarts": 1}),
+    "map-lbfgs": ("flow", IMAGE, {**GUESS, "strategy": "lbfgs", "lr": 0.1, "restarts": 1}),
+    "map-annealed": ("flow", IMAGE, {**GUESS, "strategy": "annealed", "lr": 0.2, "restarts": 1}),
+    "csgm-gan": ("gan", CSGM(0.4), DRAWN),
+    "csgm-vae": ("vae", CSGM(0.4), DRAWN),
+    "mle-gan": ("gan", MLE(), {**ADAM, "lr": 0.4, "start": "found"}),
+    "mle-vae": ("vae", MLE(), {**ADAM, "lr": 0.4, "start": "found"}),
+    "asim": ("flow", AsimLikelihood(0.4), {**MAPS, "lr": 0.1}),
+    "asim-proxy": ("flow", AsimProxy(0.4), {**ADAM, "start": "zeros", "lr": 0.1}),
+    "asim-norm": ("flow", AsimProxy(0.4, squared=False), {**ADAM, "start": "zeros", "lr": 0.1}),
 }
 
 
@@ -54,18 +57,18 @@ def measured(task: str) -> torch.Tensor:
 def test_options_of_a_solve(context, monkeypatch, name):
     calls = []
 
-    def reconstruct(y, operator, prior, noise, **options):
+    def solved(y, operator, prior, noise, **options):
         calls.append((prior, options))
         return SimpleNamespace(x=y, z="found")
 
-    monkeypatch.setattr(methods, "reconstruct", reconstruct)
+    monkeypatch.setattr(methods, "solved", solved)
     y, radial = measured("denoise-radial"), representative("denoise-radial")
     answer = METHODS[name].solve(context, radial, y, 0.4)
     prior, options = calls[-1]
     which, objective, want = WANTED[name]
     assert prior is {"flow": context.flow, **context.generators}[which]
     want = {"objective": objective, **want}
-    assert options == {**want, "steps": 13, "seed": 7, "progress": False, "throw": False}
+    assert options == {**want, "steps": 13, "seed": 7, "throw": False}
     assert answer.x is y and answer.found.z == "found"
     if name.startswith("mle"):  # from the solution of CSGM with the same generator
         assert len(calls) == 2 and calls[0][0] is prior and calls[0][1]["objective"] == CSGM(0.3)

@@ -160,6 +160,25 @@ def test_saving_draws_no_random_numbers(flow, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "float16"]
+)
+def test_a_type_that_holds_no_weights_is_refused(flow, tmp_path, dtype):
+    path = tmp_path / "flow.safetensors"
+    assert "float16" in assert_names("dtype", lambda: save_flow(flow, path, dtype=dtype))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_weight_beyond_the_type_is_refused_before_anything_is_written(flow, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    with torch.no_grad():
+        flow.gains()[0][0] = 1e5
+    message = assert_names("weights", lambda: save_flow(flow, path, dtype=torch.float16))
+    assert "gain" in message and "float16" in message and not any(tmp_path.iterdir())
+    save_flow(flow, path, dtype=torch.bfloat16)
+    assert load_flow(path).gains()[0][0] > 9e4
+
+
 def test_unknown_name_lists_the_shipped_flows():
     with pytest.raises(ArgumentError, match="fashion-28"):
         load_flow("no-such-flow")
@@ -169,20 +188,30 @@ IMAGES = {
     "digits-noise-28": "mnist-28",
     "mnist-28": "mnist-28",
     "fashion-28": "fashion-28",
+    "fashion-28-tarflow": "fashion-28",
     "photo-64-small": "photo-64",
+    "photo-patch-16-tarflow": "photo-64",
 }
+
+
+def own_images(flow, name):
+    """Shipped images of its kind; of their middle for a flow of patches."""
+    _, height, width = flow.shape
+    images = sample_images(IMAGES[name])
+    top, left = ((n - size) // 2 for n, size in zip(images.shape[2:], (height, width)))
+    return images[:, :, top : top + height, left : left + width].contiguous()
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_shipped_flows(name):
     """On real test images: the round trip, the log-determinant, and a density above noise's."""
     info = available_flows()[name]
-    photographs = name == "photo-64-small"
+    photographs = name.startswith("photo")
     assert info["bits_per_dim"] > 0
     assert info["held_out_images"] == (500 if photographs else 10000)
     assert {"data", "licence", "command", "seconds", "hardware"} <= set(info)
     flow = load_flow(name)
-    x = flow.dequantise(sample_images(IMAGES[name]), seed=torch.randint(2**31, ()).item())
+    x = flow.dequantise(own_images(flow, name), seed=torch.randint(2**31, ()).item())
     with torch.no_grad():
         z, encode_logdet = flow.encode(x.clone())
         back, decode_logdet = flow.decode(z.clone())
@@ -191,7 +220,7 @@ def test_shipped_flows(name):
     torch.testing.assert_close(encode_logdet, -decode_logdet, rtol=1e-4, atol=0.05)
     assert (score > noise_score).all()
     # 32 images against the recorded mean: within a coarse band, crops differ most.
-    band = 0.8 if photographs else 0.3
+    band = 1.5 if "patch" in name else 0.8 if photographs else 0.3
     assert abs(flow.bits_per_dim(score).mean() - info["bits_per_dim"]) < band
 
 
@@ -199,4 +228,4 @@ def test_shipped_flows_are_small():
     assert set(available_flows()) == set(IMAGES)
     folder = Path(flowinv_fast.__file__).parent / "data" / "weights"
     assert max(p.stat().st_size for p in folder.iterdir()) < 8e6
-    assert sum(p.stat().st_size for p in folder.iterdir()) < 10e6
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 20e6

@@ -197,6 +197,24 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_integers_hold_no_weights(tmp_path):
+    generator = make(small())
+    path = tmp_path / "generator.safetensors"
+    assert_names("dtype", lambda: save_generator(generator, path, dtype=torch.int8))
+    with torch.no_grad():
+        next(generator.parameters()).view(-1)[0] = 1e6
+    assert_names("weights", lambda: save_generator(generator, path, dtype=torch.float16))
+    assert not any(tmp_path.iterdir())
+
+
+def test_draws_in_training_mode_are_refused():
+    """They would mix with one another, and the batch normalisation would learn from them."""
+    generator = make(small()).train()
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    assert "eval()" in assert_names("generator", lambda: generator.sample(3))
+    assert all(torch.equal(v, before[k]) for k, v in generator.state_dict().items())
+
+
 def test_unknown_name_lists_the_shipped_generators():
     message = assert_names("name_or_path", lambda: load_generator("no-such-generator"))
     assert all(name in message for name in available_generators())

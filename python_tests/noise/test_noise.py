@@ -64,12 +64,7 @@ def test_parameters_are_copied_to_another_device_once():
         assert first.device.type == "meta" and law._like("mean", like) is first
         assert law._like("mean", like.double()).dtype == torch.float64
         assert law._like("mean", like) is first  # a graph may stand on it
-        assert law.select(slice(0, 1), (2, 4))._like("mean", like) is not first
-        mean += 1
-        changed = law._like("mean", like)
-        assert changed is not first
-        law.mean = mean.clone()
-        assert law._like("mean", like) is not changed
+        assert law.select(slice(0, 1), (2, 4))._like("mean", like[:1]) is not first
     law = noise.Gaussian(std, mean)
     assert law.std_like(like) is law.std_like(like)
 
@@ -231,7 +226,7 @@ BAD = {
     "gaussian-nan": ("std", lambda: noise.Gaussian(torch.tensor([1.0, math.nan]))),
     "sinusoidal": ("level", lambda: noise.Sinusoidal(-1.0)),
     "form": ("form", lambda: noise.Sinusoidal(form="sin")),
-    "period": ("rate", lambda: noise.Sinusoidal(period=0.0)),
+    "period": ("period", lambda: noise.Sinusoidal(period=0.0)),
     "floor": ("floor", lambda: noise.Radial(floor=2.0)),
     "measurements": ("level", lambda: noise.Sinusoidal.measurements(0.0)),
     "residual": ("residual", lambda: noise.Radial().log_prob(torch.zeros(2, 3, 4))),

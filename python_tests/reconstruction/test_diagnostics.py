@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_names
-from toy_flows import SHAPE, SIZE, AffineFlow
+from toy_flows import SHAPE, SIZE, AffineFlow, Physics
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators, recovery_bound, sample_posterior
@@ -217,6 +217,14 @@ class Sinh:
     def decode(self, z):
         return z.sinh().view(-1, *self.shape), z.cosh().log().sum(1)
 
+    def encode(self, x):
+        z = x.flatten(1).asinh()
+        return z, -z.cosh().log().sum(1)
+
+    def log_prob(self, x):
+        z, logdet = self.encode(x)
+        return torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) + logdet
+
 
 def test_posterior_of_a_bent_flow_by_quadrature():
     """The draws are of p(x | y), with no log-determinant in what is walked."""
@@ -298,10 +306,10 @@ def test_frozen_and_trained_flows_draw_the_same(flow):
     assert flow.training and all(p.requires_grad and p.grad is None for p in flow.parameters())
 
 
-def test_generators_operators_with_A_and_users_laws():
+def test_generators_physics_and_users_laws():
     """A generator without a density; a deepinv-like physics; a torch.distributions law."""
     generator = make(GeneratorConfig((1, 8, 8), "vae", latent_dim=3, width=2)).eval()
-    physics = type("Physics", (), {"A": staticmethod(lambda x: x.flatten(1)[:, :5])})()
+    physics = Physics(lambda x: x.flatten(1)[:, :5])
     law = torch.distributions.Normal(torch.tensor(0.0), torch.tensor(0.3))
     got = sample_posterior(torch.rand(2, 5), physics, generator, law, 4, warm_up=30, thin=2)
     assert got.x.shape == (4, 2, 1, 8, 8) and (got.x > 0).all() and (got.x < 1).all()

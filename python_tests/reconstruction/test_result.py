@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+import os
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from toy_flows import SHAPE, AffineFlow
 
 import flowinv_fast as ff
 from flowinv_fast import Reconstruction, noise, operators
+from flowinv_fast.reconstruction.result import plain
 
 QUIET = {"progress": False, "steps": 4, "throw": False}
 
@@ -64,12 +66,12 @@ def test_the_header_is_json(affine, tmp_path):
     kept.save(path)
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["flowinv_fast"])
-    assert header["status"] == ["BAD_MEASUREMENT", "MAX_STEPS", "MAX_STEPS"]
+    assert header["status"] == ["BAD_MEASUREMENT", "UNSETTLED", "UNSETTLED"]
     assert header["config"] == kept.config
 
 
 def header(**changes) -> dict:
-    whole = {"format": "flowinv_fast.reconstruction.1", "status": ["MAX_STEPS"] * 2, "config": {}}
+    whole = {"format": "flowinv_fast.reconstruction.2", "status": ["MAX_STEPS"] * 2, "config": {}}
     return {"flowinv_fast": json.dumps({**whole, **changes})}
 
 
@@ -117,6 +119,20 @@ def test_foreign_files_are_refused(case, tmp_path):
     assert_names("path", lambda: Reconstruction.load(tmp_path / "file"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ff.DataError, match="pipe"):
+        Reconstruction.load(tmp_path / "pipe")
+
+
+def test_a_header_with_a_name_twice_is_refused(tmp_path):
+    text = header()["flowinv_fast"]
+    save_file(tensors(), tmp_path / "file", metadata={"flowinv_fast": text[:-1] + "," + text[1:]})
+    with pytest.raises(ff.DataError, match="twice"):
+        Reconstruction.load(tmp_path / "file")
+
+
 def test_damaged_and_missing_files_are_refused(affine, tmp_path):
     path = tmp_path / "kept"
     found(affine).save(path)
@@ -136,3 +152,40 @@ def test_a_failed_save_leaves_the_file_as_it_was(affine, tmp_path):
     with pytest.raises(TypeError):
         kept.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_file_holds_is_what_it_means(affine, tmp_path):
+    """Booleans are 0 or 1, names stand once, numbers are finite; a bare pipe is no file."""
+    path = tmp_path / "kept.safetensors"
+    kept = found(affine)
+    kept.save(path)
+    whole = path.read_bytes()
+    for name in ("outside", "prior_overshoot"):
+        tensors = {n: getattr(kept, n) for n in (f.name for f in fields(kept))}
+        tensors = {n: v for n, v in tensors.items() if isinstance(v, torch.Tensor)}
+        odd = tensors[name].to(torch.uint8).add(6).view(torch.bool)
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+        save_file({**tensors, name: odd}, path, metadata=header)
+        with pytest.raises(ff.ArgumentError, match=f"{name} has booleans that are none"):
+            Reconstruction.load(path)
+        facts = json.loads(header["flowinv_fast"])
+        for text in (
+            json.dumps({**facts, "config": {"lr": math.nan}}),
+            json.dumps({**facts, "config": ""}),
+            json.dumps(facts)[:-1] + ', "config": {}}',
+        ):
+            save_file(tensors, path, metadata={"flowinv_fast": text})
+            assert_names("path", lambda: Reconstruction.load(path))
+    path.unlink()
+    os.mkfifo(path)
+    assert "it is a pipe" in assert_names("path", lambda: Reconstruction.load(path))
+
+
+def test_infinity_among_the_options_is_kept_in_words(affine, tmp_path):
+    stage = ff.Stage(tol=0.0)
+    object.__setattr__(stage, "patience", math.inf)
+    kept = found(affine)
+    kept = replace(kept, config={**kept.config, "strategy": plain(ff.Strategy((stage,)))})
+    kept.save(tmp_path / "a")
+    got = Reconstruction.load(tmp_path / "a").config["strategy"]["stages"][0]
+    assert got["patience"] == "inf"

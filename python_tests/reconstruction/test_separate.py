@@ -31,7 +31,8 @@ def mixtures(batch: int = 3) -> torch.Tensor:
 def test_two_gaussian_sources(weights, objective):
     """What the mixture leaves of the means is shared out by the sources' variances in it."""
     sources, y, (w1, w2) = (gaussian(), gaussian()), mixtures(), weights
-    x1, x2 = separate(y, sources, weights, objective=objective, **SOLVE)
+    got = separate(y, sources, weights, objective=objective, **SOLVE)
+    x1, x2 = got.x1, got.x2
     (m1, s1), (m2, s2) = ((source.mean, source.std) for source in sources)
     surplus = (y - w1 * m1 - w2 * m2) / (w1**2 * s1**2 + w2**2 * s2**2)
     torch.testing.assert_close(x1, m1 + w1 * s1**2 * surplus, atol=1e-4, rtol=0)
@@ -44,24 +45,40 @@ def test_exchanging_the_sources_exchanges_the_answers(weights):
     sources, y = (gaussian(), gaussian()), mixtures()
     pair = separate(y, sources, weights, **SOLVE)
     swapped = separate(y, sources[::-1], weights[::-1], **SOLVE)
-    for one, other in zip(pair, swapped[::-1]):
+    for one, other in ((pair.x1, swapped.x2), (pair.x2, swapped.x1)):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 def test_weights_are_one_by_default():
     sources, y = (gaussian(), gaussian()), mixtures()
-    for got, want in zip(
-        separate(y, sources, steps=5, progress=False),
-        separate(y, sources, (1, 1), steps=5, objective="map-image", progress=False),
-    ):
-        assert torch.equal(got, want)
+    got = separate(y, sources, steps=5, progress=False)
+    want = separate(y, sources, (1, 1), steps=5, objective="map-image", progress=False)
+    assert torch.equal(got.x1, want.x1) and torch.equal(got.x2, want.x2)
+
+
+def test_how_the_solve_ended_is_told():
+    """An interrupt, every option, and the two terms of the loss: log p of either source."""
+    sources, y, seen = (gaussian(), gaussian()), mixtures(), []
+
+    def stop(step, losses, variable):
+        seen.append(step)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+
+    got = separate(y, sources, (0.5, 2.0), callback=stop, restarts=3, seed=3, progress=False)
+    assert got.found.status == [ff.Status.INTERRUPTED] * 3 and len(seen) == 7
+    assert got.found.config["seed"] == 3 and got.found.config["restarts"] == 3
+    torch.testing.assert_close(got.found.log_prior, sources[0].log_prob(got.x1))
+    of_scaled = sources[1].log_prob(got.x2) - 16 * math.log(2.0)
+    torch.testing.assert_close(got.found.log_noise, of_scaled)
 
 
 def test_clothes_and_digits_become_more_probable():
     """Shipped flows, real images: the pair makes the mixture, and scores above where it started."""
     sources = ff.load_flow("fashion-28"), ff.load_flow("digits-noise-28")
     y = sample_images("fashion-28", 2) + 0.5 * sample_images("mnist-28", 2)
-    x1, x2 = separate(y, sources, (1.0, 0.5), steps=20, lr=0.02, strategy="adam", progress=False)
+    pair = separate(y, sources, (1.0, 0.5), steps=20, lr=0.02, strategy="adam", progress=False)
+    x1, x2 = pair.x1, pair.x2
     torch.testing.assert_close(x1 + 0.5 * x2, y, rtol=1e-5, atol=1e-5)
     start = y.clamp(0, 1)
     with torch.no_grad():
@@ -73,15 +90,16 @@ def test_bounded_flows_may_only_come_first():
     """A residual is any real number, which a logit flow gives no density."""
     flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=2, blocks=0, support="bounded")).double()
     y = torch.rand(2, *SHAPE).double()
-    x1, x2 = separate(y, (flow, gaussian()), objective="map", steps=3, progress=False)
+    got = separate(y, (flow, gaussian()), objective="map", steps=3, progress=False)
+    x1, x2 = got.x1, got.x2
     assert (x1 > 0).all() and (x1 < 1).all()
     torch.testing.assert_close(x1 + x2, y)
     assert_names("flow", lambda: separate(y, (gaussian(), flow)))
 
 
 def test_empty_batch():
-    x1, x2 = separate(mixtures(0), (gaussian(), gaussian()))
-    assert x1.shape == x2.shape == (0, *SHAPE)
+    got = separate(mixtures(0), (gaussian(), gaussian()))
+    assert got.x1.shape == got.x2.shape == (0, *SHAPE) and got.found.status == []
 
 
 BAD = {
@@ -91,8 +109,8 @@ BAD = {
     "sources-one": ("sources", {"sources": [None]}),
     "sources-three": ("sources", {"sources": [None] * 3}),
     "sources-type": ("sources", {"sources": 2}),
-    "sources-first": ("prior", {"sources": (lambda x: x, gaussian())}),
-    "sources-second": ("flow", {"sources": (gaussian(), lambda x: x)}),
+    "sources-first": ("sources", {"sources": (lambda x: x, gaussian())}),
+    "sources-second": ("sources", {"sources": (gaussian(), lambda x: x)}),
     "weights-three": ("weights", {"weights": (1.0, 1.0, 1.0)}),
     "weights-zero": ("weights", {"weights": (1.0, 0.0)}),
     "weights-nan": ("weights", {"weights": (math.nan, 1.0)}),

@@ -53,7 +53,7 @@ def test_every_strategy_finds_the_closed_form_in_the_steps_it_was_given(affine, 
     assert len(seen) == steps and got.history.shape == (steps, 3)
     converged = [status is Status.CONVERGED for status in got.status]  # only L-BFGS stops early
     assert all(n == steps or done for n, done in zip(got.steps.tolist(), converged))
-    assert steps <= law.calls <= steps + 8  # and the scores of what each stage found
+    assert steps <= law.calls <= steps + 20  # and scores of what each stage found, and of draws
 
 
 def test_lbfgs_ends_nearer_than_adam_on_an_ill_conditioned_problem(affine):
@@ -81,24 +81,99 @@ def test_latent_first_hands_its_solution_on(affine):
         **settings,
     )
     alone = ff.reconstruct(
-        y, operators.Identity(), affine, noise.Gaussian(0.3), steps=10, strategy="adam", **settings
+        y, operators.Identity(), affine, noise.Gaussian(0.3), objective="map", steps=10, **settings
     )
     assert variables[9].dim() == 2 and variables[10].shape == y.shape
     # The variable handed to the callback has taken one step of lr / 5 from where it was scored.
     assert (variables[10] - alone.x).abs().max() <= 0.05 / 5 * 1.01
 
 
-def test_annealing_is_the_default_under_a_flow_as_noise_only():
+class Unmarked:
+    """A law that says nothing of its peaks."""
+
+    def __init__(self, law):
+        self.law = law
+
+    def log_prob(self, residual):
+        return self.law.log_prob(residual)
+
+
+def mixture(scale: float) -> torch.distributions.Distribution:
+    """Most pixels have noise of this scale, some of ten times as much."""
+    scales = torch.tensor([scale, 10 * scale])
+    parts = torch.distributions.Normal(torch.zeros(2), scales)
+    shares = torch.distributions.Categorical(torch.tensor([0.8, 0.2]))
+    return torch.distributions.MixtureSameFamily(shares, parts)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.1, 1.0])
+def test_without_options_noise_that_is_not_concave_is_tempered(scale):
+    """By its mark, or by a few values of log p where it has none."""
     flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0))
     y = torch.rand(2, *SHAPE)
-    solve = lambda law, **options: (
-        ff.reconstruct(y, operators.Scale(0.5), flow, law, steps=12, progress=False, **options).x
+    distributions = torch.distributions
+    marked = Unmarked(distributions.StudentT(2.0, 0.0, scale))
+    marked.multimodal = False
+    for law, wanted in [
+        (noise.FlowNoise(flow, 0.5), "tempered"),
+        (distributions.StudentT(2.0, 0.0, scale), "adam"),  # of one peak
+        (distributions.Independent(distributions.Cauchy(torch.zeros(4), scale), 1), "adam"),
+        (Unmarked(distributions.StudentT(2.0, 0.0, scale)), "tempered"),
+        (mixture(scale), "tempered"),
+        (Unmarked(mixture(scale)), "tempered"),
+        (marked, "adam"),
+        (noise.Gaussian(scale, 0.3), "adam"),
+        (noise.Sinusoidal(scale), "adam"),
+        (distributions.Laplace(0.0, scale), "adam"),
+        (Unmarked(distributions.Normal(0.1, scale)), "adam"),
+    ]:
+        solve = lambda law, **options: ff.reconstruct(
+            y, operators.Scale(0.5), flow, law, steps=2, progress=False, **options
+        )
+        got = solve(law)
+        assert got.config["objective"]["name"] == "map-image" and got.z is None
+        assert got.config == solve(law, strategy=wanted, objective=ff.MAP()).config
+
+
+def test_without_options_a_bounded_prior_is_searched_over_images_in_its_range():
+    """Over logits: the loss and the result are those of images, also between stages and starts."""
+    flow = realnvp(RealNVPConfig(SHAPE, scales=1, hidden=4, blocks=0, support="bounded"))
+    y, law = torch.rand(2, *SHAPE), noise.Gaussian(0.1)
+    solve = lambda prior, **options: ff.reconstruct(
+        y, operators.Identity(), prior, law, progress=False, **{"steps": 3, **options}
     )
-    law = noise.FlowNoise(flow, 0.5)
-    assert torch.equal(solve(law), solve(law, strategy="annealed"))
-    assert not torch.equal(solve(law), solve(law, strategy="adam"))
-    law = noise.Gaussian(0.5)
-    assert torch.equal(solve(law), solve(law, strategy="adam"))
+    for prior in (flow, flow.freeze()):
+        got = solve(prior)
+        assert got.config["objective"]["name"] == "map-image" and got.z is None
+        for options in ({}, {"strategy": "latent-first"}, {"start": torch.rand(2, *SHAPE)}):
+            for more in ({}, {"strategy": "annealed", "restarts": 2}, {"strategy": "lbfgs"}):
+                got = solve(prior, **{"steps": 8, **more, **options})
+                assert ((got.x >= 0) & (got.x <= 1)).all()
+                loss = -law.log_prob(y - got.x) - flow.log_prob(got.x)
+                torch.testing.assert_close(got.loss, loss, atol=1e-2, rtol=1e-4)
+    start = 0.1 + 0.8 * torch.rand(2, *SHAPE)
+    torch.testing.assert_close(solve(flow, start=start, steps=1, lr=1e-9).x, start)
+
+
+def test_without_options_digits_are_cleaned_under_a_bounded_prior():
+    """The density of decoded images grows without end where their numbers leave [0, 1]."""
+    x, prior = sample_images("mnist-28", 2), ff.load_flow("mnist-28")
+    y = x + 0.2 * torch.randn_like(x)
+    got = ff.reconstruct(y, operators.Identity(), prior, noise.Gaussian(0.2), progress=False)
+    assert ff.metrics.psnr(got.x, x).mean() > ff.metrics.psnr(y, x).mean() + 2
+
+
+def test_without_options_digits_come_off_clothes():
+    """Over images and tempered the loss ends far below that over latents, and the images gain."""
+    x, digits = sample_images("fashion-28", 3)[1:], sample_images("mnist-28", 3)[1:]
+    y, halves = 0.5 * x + 0.5 * digits, operators.Scale(0.5)
+    law, prior = noise.FlowNoise(ff.load_flow("digits-noise-28"), 0.5), ff.load_flow("fashion-28")
+    solve = lambda **options: ff.reconstruct(
+        y, halves, prior, law, steps=60, progress=False, **options
+    )
+    got, over_latents = solve(), solve(objective="map")
+    assert (got.loss < over_latents.loss - 10).all()
+    assert ff.metrics.psnr(got.x, x).mean() > ff.metrics.psnr(2 * y, x).mean() + 1
 
 
 def test_a_given_number_takes_the_place_of_the_strategys():
@@ -138,7 +213,7 @@ def rates(steps: int, *stages: ff.Stage, goal: str = "map", **options) -> list[t
 
 def test_a_stage_keeps_its_rate_where_the_first_one_is_left_out():
     image, own = ff.Stage(share=0.5, space="image", rate=0.2), ff.Stage()
-    default = ff.MAP().lr
+    default = ff.MAP(space="latent").lr
     assert rates(4, image, own) == [(4, pytest.approx(default))]  # over latents: no image stage
     assert rates(4, image, own, lr=0.1) == [(4, pytest.approx(0.5))]
     latent = ff.Stage(share=0.5, space="latent")
@@ -187,12 +262,14 @@ def test_overshoot_is_told_where_the_prior_knows_its_peak(affine):
 @pytest.mark.parametrize("name", list(ff.available_flows()))
 def test_shipped_flows_know_a_peak_that_their_own_images_respect(name):
     flow = ff.load_flow(name)
-    kinds = {"fashion-28": "fashion-28", "photo-64-small": "photo-64"}
-    images = sample_images(kinds.get(name, "mnist-28"))
+    kinds = {"fashion": "fashion-28", "photo": "photo-64"}
+    images = sample_images(kinds.get(name.split("-")[0], "mnist-28"))
+    images = images[:, :, : flow.shape[1], : flow.shape[2]].contiguous()
     if flow.config.support == "bounded":  # black itself is at the end of its logit
         images = flow.dequantise(images, 3)
     log_prob, peak = flow.freeze().log_prob(images), flow.info["log_prob_peak"]
     # The peak may be of other noise, or of other crops than these, which differ most.
     slack = {"mnist-28": 100, "photo-64-small": 1000}.get(name, 0.1)
     assert log_prob.max() <= peak + slack
-    assert log_prob.median() > peak - (2 if name == "photo-64-small" else 1) * images[0].numel()
+    below = 4 if "patch" in name else 2 if "photo" in name else 1  # nats a number
+    assert log_prob.median() > peak - below * images[0].numel()

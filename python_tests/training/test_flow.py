@@ -18,11 +18,19 @@ import torch.distributed as dist
 from helpers import assert_names
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from flowinv_fast._base.errors import ArgumentError
 from flowinv_fast.cli import main
 from flowinv_fast.data import Crops, Stored, sample_images
-from flowinv_fast.flows import AffineCoupling, GlowConfig, RealNVPConfig, load_flow, realnvp
+from flowinv_fast.flows import (
+    AffineCoupling,
+    GlowConfig,
+    RealNVPConfig,
+    TarFlowConfig,
+    load_flow,
+    realnvp,
+)
 from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer
 
 
@@ -106,6 +114,38 @@ def test_a_glow_learns_and_resumes_bit_for_bit(tmp_path, recompute):
     assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     with pytest.raises(ArgumentError, match="folder"):
         trainer(tmp_path / "parts", 3)  # a RealNVP
+
+
+TARFLOW = TarFlowConfig((1, 8, 8), patch=4, width=16, blocks=2, layers=1, heads=2, smoothing=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tarflow_learns_and_resumes_bit_for_bit_along_a_cosine(tmp_path, precision):
+    options = {"schedule": "cosine", "precision": precision, "penalty": 0.0, "recompute": True}
+    whole = trainer(tmp_path / "whole", 4, TARFLOW, **options)
+    before = whole.evaluate()["bits_per_dim"]
+    assert whole.run()["bits_per_dim"] < before - 0.1
+    part, steps = trainer(tmp_path / "parts", 4, TARFLOW, **options), iter(range(11))
+    assert part.run(stop=lambda: next(steps, None) is None)["step"] == 11
+    trainer(tmp_path / "parts", 4, TARFLOW, **options).run()
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_cosine_ends_at_zero_with_the_epochs_or_the_minutes(tmp_path, monkeypatch):
+    run = trainer(tmp_path, 4, schedule="cosine", warmup=0)
+    assert run._lr() == OPTIONS["lr"]
+    run.step = run.last_step // 2
+    assert run._lr() == pytest.approx(OPTIONS["lr"] / 2)
+    run.step = run.last_step
+    assert run._lr() == pytest.approx(0, abs=1e-12)
+    run.step, rates = 0, []
+    clock = iter(range(10_000))  # every look at it takes a second
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    step = run._train_step
+    monkeypatch.setattr(run, "_train_step", lambda: (rates.append(run._lr()), step())[1])
+    run.run(minutes=0.2, evaluate_every=100)
+    assert 5 < len(rates) < run.last_step and rates == sorted(rates, reverse=True)
+    assert rates[0] == OPTIONS["lr"] and rates[-1] < OPTIONS["lr"] / 20
 
 
 def test_recomputing_learns_the_same(tmp_path):
@@ -283,18 +323,37 @@ def test_without_smoothing_grey_levels_are_filled_evenly(tmp_path, bits):
         assert scipy.stats.kstest(place, "uniform").pvalue > 1e-6
 
 
-def test_interruption_keeps_what_was_learnt(tmp_path, monkeypatch):
-    run = trainer(tmp_path, 5)
+def test_a_run_that_is_stopped_keeps_what_was_learnt(tmp_path, monkeypatch):
+    """Asked in the middle of a step: the step is finished, saved, and the run then ends."""
+    run = trainer(tmp_path / "cut", 2)
+    move, asked = run._move_average, []
+
+    def ask_in_step_ten(decay):
+        if run.step == 9:  # the weights have moved, their average not yet
+            asked.append(True)
+        move(decay)
+
+    monkeypatch.setattr(run, "_move_average", ask_in_step_ten)
+    run.run(stop=lambda: bool(asked))
+    assert reached(tmp_path / "cut") == 10
+    trainer(tmp_path / "cut", 2).run()
+    trainer(tmp_path / "whole", 2).run()
+    assert_equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_training_leaves_the_signals_to_the_program(tmp_path, monkeypatch):
+    """A call from Python installs no handler: its own answers, and at once."""
+    run, seen = trainer(tmp_path, 1), set()
+    own = lambda number, frame: None
+    before = signal.signal(signal.SIGTERM, own)
     step = run._train_step
-
-    def interrupt_at_ten():
-        if run.step == 10:
-            raise KeyboardInterrupt
-        return step()
-
-    monkeypatch.setattr(run, "_train_step", interrupt_at_ten)
-    assert run.run()["step"] == 10
-    assert trainer(tmp_path, 5).step == 10
+    look = lambda: (seen.update(map(signal.getsignal, (signal.SIGTERM, signal.SIGINT))), step())[1]
+    monkeypatch.setattr(run, "_train_step", look)
+    try:
+        run.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == {own, signal.getsignal(signal.SIGINT)}
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -304,6 +363,32 @@ def test_another_configuration_is_refused(tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"broken")
     with pytest.raises(ArgumentError, match="folder"):
         trainer(tmp_path, 1)
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    trainer(tmp_path, 1)._train_step()
+    run, path = trainer(tmp_path, 1), tmp_path / "state.safetensors"
+    run._train_step()
+    run._save_state()
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["trainer"])
+    of_adam = next(name for name in tensors if name.endswith(".exp_avg") and tensors[name].dim())
+    lost = next(name for name in tensors if name.endswith(".direction"))
+    for changed, facts in (
+        ({k: v for k, v in tensors.items() if k != lost}, header),
+        ({**tensors, lost: torch.zeros(1)}, header),
+        ({**tensors, of_adam: torch.zeros(7)}, header),
+        ({k: v for k, v in tensors.items() if k != of_adam}, header),
+        (tensors, {**header, "step": -1}),
+        (tensors, {**header, "seconds": "long"}),
+        (tensors, {k: v for k, v in header.items() if k != "identity"}),
+    ):
+        save_file(changed, path, metadata={"trainer": json.dumps(facts)})
+        with pytest.raises(ArgumentError, match="state.safetensors"):
+            trainer(tmp_path, 1)
+    save_file(tensors, path, metadata={"trainer": json.dumps(header)})
+    assert trainer(tmp_path, 1).step == 1
 
 
 def test_wrong_images_are_refused(tmp_path):

@@ -283,17 +283,9 @@ def test_resumes_bit_for_bit(kind, options, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-def test_interruption_keeps_what_was_learnt(tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_keeps_what_was_learnt(tmp_path):
     run = trainer(tmp_path)
-    step = run._train_step
-
-    def interrupt_at_six():
-        if run.step == 6:
-            raise KeyboardInterrupt
-        return step()
-
-    monkeypatch.setattr(run, "_train_step", interrupt_at_six)
-    assert run.run()["step"] == 6
+    run.run(stop=lambda: run.step == 6)
     assert trainer(tmp_path).step == 6
 
 

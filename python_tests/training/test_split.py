@@ -53,6 +53,22 @@ def test_held_out_images_take_the_size_of_the_others(tmp_path):
     assert source.shape == (3, 20, 24) and held_out.shape == (1, 3, 20, 24)
 
 
+def test_patches_are_of_a_strip_or_of_other_pictures(tmp_path, monkeypatch):
+    """Full size: a crop of resized pictures would not show every level of a step."""
+    monkeypatch.setattr(split, "HELD_OUT_CROPS", 7)
+    (tmp_path / "train").mkdir()
+    for i in range(5):
+        column = np.repeat(np.r_[np.full(25, 10 + i), np.full(5, 200)].astype(np.uint8), 40)
+        Image.fromarray(column.reshape(30, 40)).save(tmp_path / "train" / f"{i}.png")
+    options = {"size": (1, 5, 5), "patches": True, "fraction": 0.1, "seed": 3}
+    source, held_out = training_images(tmp_path / "train", **options)
+    assert source.levels == 5 and set(source.batch(0, 99).unique().tolist()) == set(range(10, 15))
+    assert held_out.shape == (7, 1, 5, 5) and (held_out == 200).all()
+    make_pictures(tmp_path / "test", [90])
+    source, held_out = training_images(tmp_path, **options)
+    assert source.batch(0, 99).max() == 200 and (held_out == 90).all()
+
+
 def test_crops_are_of_other_photographs(tmp_path, monkeypatch):
     monkeypatch.setattr(split, "HELD_OUT_CROPS", 7)
     make_pictures(tmp_path / "train", [10, 20])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ... import ops
 from ..._base.tensors import accumulate_dtype
 from ..objectives import Evaluate, Terms
-from .common import Callback, Path, Solution, Status, value_and_gradient
+from .common import Callback, Path, Solution, Status, in_full, still_falling, value_and_gradient
 from .graph import capture
 
 _LOOK = 25  # steps queued on a GPU before the host looks, which waits for them
@@ -39,13 +39,13 @@ def minimise(
 
     Args are those of every solver (``common.Solver``). With ``schedule`` "cosine" the step size
     falls to zero along half a cosine, with "constant" it stays; tol 0 takes all steps. A ``path``
-    is followed until a share of the steps, ``path.exact``, is left, and the best iterate is chosen
-    among those of the exact problem.
+    is followed until a share of the steps, ``path.exact``, is left, at least one unless it is 0,
+    and the best iterate is chosen among those of the exact problem.
 
     Returns:
         The best iterates; losses of images that had stopped repeat their last in the history.
     """
-    first_exact = steps - round(path.exact * steps) if path else 0
+    first_exact = steps - _exact_steps(path.exact, steps) if path else 0
     state = AdamState(evaluate, start, steps, lr, schedule, tol, patience, active)
 
     def take(which: range, path: Path | None) -> None:
@@ -74,7 +74,12 @@ def minimise(
     except KeyboardInterrupt:
         interrupted = True
     state.evaluate = evaluate
-    return state.solution(interrupted)
+    since = 0 if path is None or path.constant else first_exact
+    return in_full(lambda cut: state.solution(cut, since), interrupted)
+
+
+def _exact_steps(share: float, steps: int) -> int:
+    return min(steps, max(1, round(share * steps))) if share > 0 else 0
 
 
 def _capturable(start: Tensor, steps: int) -> bool:
@@ -110,7 +115,8 @@ class AdamState:
         self.marks = self.history.clone() if tol > 0 else None  # best loss after each exact step
         t = torch.arange(steps, dtype=torch.float64, device=device) / max(1, steps)
         cosine = 0.5 * (1 + torch.cos(math.pi * t))
-        self.rates = ops.adam_rates(lr * (cosine if schedule == "cosine" else torch.ones_like(t)))
+        self.pace = lr * (cosine if schedule == "cosine" else torch.ones_like(t))
+        self.rates = ops.adam_rates(self.pace)
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps so far
         self.first_exact = self.done.clone()
 
@@ -142,13 +148,11 @@ class AdamState:
             self.active &= ~(stuck & (self.done - self.patience >= self.first_exact))
         self.done += 1
 
-    def solution(self, interrupted: bool) -> Solution:
-        # The last update's result was never scored; a solve cut short before its exact steps has
-        # no best.
+    def solution(self, interrupted: bool, since: int) -> Solution:
+        """Where it stands; ``since``: first step whose losses are of the exact problem."""
+        done = int(self.done)
         with torch.no_grad():
-            last = self.evaluate(self.x)
-            better = self.active & (last.loss < self.best_loss) | (self.best_loss == -math.inf)
-            best = torch.where(better.view(-1, *[1] * (self.x.dim() - 1)), self.x, self.best)
+            best = self._best() if done else self.x
             terms = Terms(*(t.detach() for t in self.evaluate(best)))
         failed, active = (~torch.isfinite(terms.loss)).tolist(), self.active.tolist()
         reason = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
@@ -158,7 +162,17 @@ class AdamState:
                 status[i] = Status.FAILED
             elif broken:
                 status[i] = Status.NON_FINITE
-        return Solution(best, terms, self.history[: int(self.done)], status, self.taken)
+        history, end = self.history[:done], terms.loss[None].to(self.history)
+        losses, pace = torch.cat([history[since:], end]), self.pace[since:done]
+        gain = still_falling(losses, pace, float(self.pace.sum()))
+        return Solution(best, terms, history, status, self.taken, gain, interrupted)
+
+    def _best(self) -> Tensor:
+        # The last update's result was never scored; a solve cut short before its exact steps has
+        # no best.
+        last = self.evaluate(self.x)
+        better = self.active & (last.loss < self.best_loss) | (self.best_loss == -math.inf)
+        return torch.where(better.view(-1, *[1] * (self.x.dim() - 1)), self.x, self.best)
 
 
 def _report(state: AdamState, step: int, callback: Callback | None, bar: tqdm | None) -> None:

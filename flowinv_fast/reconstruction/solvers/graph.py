@@ -39,11 +39,12 @@ def capture(step: Callable[[], None], changed: list[Tensor]) -> Callable[[], Non
             ):
                 step()
             return graph.replay
-        except RuntimeError as error:
+        except (RuntimeError, KeyboardInterrupt) as error:
             torch.cuda.set_stream(before)  # a capture that fails to end leaves its own
             torch.cuda.synchronize()
-            cause = error.__context__ or error  # the step's error, not that of ending the capture
-            if isinstance(cause, torch.cuda.OutOfMemoryError):
+            # The step's error, not that of ending the capture.
+            cause = error if isinstance(error, KeyboardInterrupt) else error.__context__ or error
+            if isinstance(cause, (torch.cuda.OutOfMemoryError, KeyboardInterrupt)):
                 raise cause from None
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             warnings.warn(f"solver: no CUDA graph, slower: {reason}", stacklevel=2)

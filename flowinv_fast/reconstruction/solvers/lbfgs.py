@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..objectives import Evaluate, Terms
-from .common import Callback, Path, Solution, Status, value_and_gradient
+from .common import Callback, Path, Solution, Status, in_full, still_falling, value_and_gradient
 
 _MEMORY = 10  # pairs of steps and gradient changes that an image keeps
 _ARMIJO = 1e-4  # share of the promised decrease that a step must bring
@@ -61,16 +61,7 @@ def lbfgs(
                 bar.update()
     except KeyboardInterrupt:
         interrupted = True
-    best = state.x.view(start.shape)
-    with torch.no_grad():
-        terms = Terms(*(t.detach() for t in evaluate(best)))
-    rest = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
-    status = [Status.CONVERGED if ended else rest for ended in state.converged.tolist()]
-    for i, finite in enumerate(torch.isfinite(terms.loss).tolist()):
-        if not finite:
-            status[i] = Status.FAILED
-    rows = torch.stack(history) if history else state.loss.new_zeros(0, start.shape[0])
-    return Solution(best, terms, rows, status, state.taken)
+    return in_full(lambda cut: state.solution(cut, list(history), steps), interrupted)
 
 
 class _Descent:
@@ -107,6 +98,21 @@ class _Descent:
         self.loss = torch.where(good, loss, self.loss)
         self.length = torch.where(good, torch.ones_like(self.length), 0.5 * self.length)
         self._turn(good)
+
+    def solution(self, interrupted: bool, history: list[Tensor], steps: int) -> Solution:
+        """Where it stands after the steps of ``history``, of so many."""
+        best = self.x.view(self.shape)
+        with torch.no_grad():
+            terms = Terms(*(t.detach() for t in self.evaluate(best)))
+        rest = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        status = [Status.CONVERGED if ended else rest for ended in self.converged.tolist()]
+        for i, finite in enumerate(torch.isfinite(terms.loss).tolist()):
+            if not finite:
+                status[i] = Status.FAILED
+        rows = torch.stack(history) if history else self.loss.new_zeros(0, self.shape[0])
+        pace = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+        gain = still_falling(torch.cat([rows, self.loss[None]]), pace, float(steps))
+        return Solution(best, terms, rows, status, self.taken, gain, interrupted)
 
     def _turn(self, good: Tensor) -> None:
         """New directions for the images that took their step, or whose step became tiny."""

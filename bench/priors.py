@@ -1,0 +1,91 @@
+"""Another flow as prior on the tasks of a reproduction: MAP over images, beside the old figures.
+
+    python bench/priors.py --flow fashion-28-tarflow [--reproduction fashion-28]
+
+Takes a run of ``flowinv-fast reproduce`` that is in bench/results/ and solves its test images anew
+by MAP with the other flow: the same images, measurements, steps, weights to choose from and images
+to choose on. Where that run takes its steps over latents, these are over images, as a flow is for
+whose ``decode`` is sequential. Settings that are done are kept in bench/partial/, and not solved
+again. tables.py puts both beside one another, paired by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from harness import RESULTS, conditions, write
+from torch import Tensor
+
+import flowinv_fast as ff
+from flowinv_fast.experiments.config import ReproduceConfig
+from flowinv_fast.experiments.datasets import DATASETS
+from flowinv_fast.experiments.images import Images
+from flowinv_fast.experiments.methods import METHODS, Context
+from flowinv_fast.experiments.task import Inputs, Setting
+from flowinv_fast.experiments.tasks import TASKS
+
+
+def psnr(context: Context, setting: Setting, images: Images, beta: float, part: str) -> Tensor:
+    """By image of a part, (B,)."""
+    config, truth = context.config, images.test if part == "test" else images.tuning
+    method = METHODS["map" if setting.map_settings["space"] == "image" else "map-image"]
+    found = []
+    for first in range(0, len(truth), config.chunk):
+        x = truth[first : first + config.chunk]
+        y = setting.measurements(x, setting.seeds(config.seed, part, first, len(x)))
+        answer = method.solve(context, setting, y, beta)
+        found.append(ff.metrics.psnr(answer.x.clamp(0, 1), x))
+    return torch.cat(found)
+
+
+def row(context: Context, setting: Setting, images: Images) -> dict:
+    """A setting at the weight that is best on the tuning images."""
+    score = lambda beta: float(psnr(context, setting, images, beta, "tuning").mean())
+    beta = max(METHODS["map"].grid, key=score)
+    test = psnr(context, setting, images, beta, "test")
+    numbers = [round(value, 4) for value in test.tolist()]
+    return {"task": setting.task, "setting": setting.label, "value": beta, "psnr": numbers}
+
+
+def measured(config: ReproduceConfig, folder: Path) -> list[dict]:
+    """A row for each setting; those that are in the folder are taken from there."""
+    context, images = Context(config, ff.load_flow(config.flow)), Images.of(config)
+    other = Images.other(config)
+    inputs, rows = Inputs(DATASETS[config.dataset], config.seed, images.digits), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in config.tasks:
+        for setting in TASKS[task].build(inputs, config.quick):
+            path = folder / f"{setting.title}.json"
+            if not path.exists():
+                found = row(context, setting, other if setting.other_images else images)
+                path.write_text(json.dumps(found))
+            rows.append(json.loads(path.read_text()))
+            print(setting.title, sum(rows[-1]["psnr"]) / len(rows[-1]["psnr"]), flush=True)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flow", required=True, help="name or file")
+    parser.add_argument("--reproduction", default="fashion-28", help="what it is compared with")
+    parser.add_argument("--images", type=int, help="test images a task (default: that run's)")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    config = ReproduceConfig.load(RESULTS / f"reproduce-{given.reproduction}" / "config.toml")
+    tasks = tuple(task for task in config.tasks if TASKS[task].tuned)
+    config = replace(config, tasks=tasks, flow=given.flow, images=given.images or config.images)
+    facts = {"reproduction": given.reproduction, "flow": given.flow, "seed": config.seed}
+    facts |= {name: getattr(config, name) for name in ("images", "steps", "tuning_images")}
+    name = f"priors-{given.flow}-{config.images}"
+    rows = measured(config, Path(__file__).parent / "partial" / name)
+    print(write(f"priors-{given.flow}", {"conditions": conditions("cpu", **facts), "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
