@@ -9,6 +9,7 @@ Scale functions are each library's own.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from flowinv_fast.flows import (
     build_flow,
 )
 from flowinv_fast.flows.conditioner import convolutions_of
+from flowinv_fast.flows.tarflow import AutoregressivePatches
 from flowinv_fast.ops import transformed_map
 
 # The table's letters: the issue's shapes, hidden width 64 throughout.
@@ -276,3 +278,57 @@ class Peer(Flow):
     def log_prob(self, x: Tensor) -> Tensor:
         z, logdet = self.encode(x)
         return -0.5 * z.square().sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1] + logdet
+
+
+class TransformerPeer(nn.Module):
+    """A TarFlow of torch's own transformer layers and attention, with weights of its own that are
+    those the flow has now."""
+
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.config = flow.config
+        self.maps = [la for la in flow.layers if isinstance(la, AutoregressivePatches)]
+        self.first = flow.layers[0]
+        networks = [copy.deepcopy(la.conditioner) for la in self.maps]
+        for network in networks:
+            network.layers = nn.ModuleList(map(self._layer, network.layers))
+        self.networks = nn.ModuleList(networks)
+        self.mask = nn.Transformer.generate_square_subsequent_mask(self.maps[0].count)
+
+    def _layer(self, ours: nn.Module) -> nn.TransformerEncoderLayer:
+        width, heads = self.config.width, self.config.heads
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        pairs = {
+            layer.norm1: ours.norm,
+            layer.norm2: ours.norm_inside,
+            layer.self_attn.out_proj: ours.projection,
+            layer.linear1: ours.inside[0],
+            layer.linear2: ours.inside[2],
+        }
+        for own, other in pairs.items():
+            own.load_state_dict(other.state_dict())
+        with torch.no_grad():
+            layer.self_attn.in_proj_weight.copy_(ours.queries_keys_values.weight)
+            layer.self_attn.in_proj_bias.copy_(ours.queries_keys_values.bias)
+        return layer.to(ours.norm.weight.device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p of images (B, C, H, W), (B,)."""
+        patch = self.config.patch
+        h = (x - self.first.mean) / self.first.std
+        logdet = -self.first.std.log().sum()
+        h = F.pixel_unshuffle(h, patch).flatten(2).transpose(1, 2)
+        mask = self.mask.to(x.device)
+        for network in self.networks:
+            inside = network.embed(h[:, :-1])
+            start = network.beginning.expand(len(h), 1, -1)
+            inside = torch.cat([start, inside], 1) + network.positions
+            for layer in network.layers:
+                inside = layer(inside, mask, is_causal=True)
+            with torch.autocast(x.device.type, enabled=False):
+                mean, log_std = network.last(network.norm(inside.float())).chunk(2, 2)
+            h = ((h - mean) * (-log_std).exp()).flip(1)
+            logdet = logdet - log_std.flatten(1).sum(1)
+        return -0.5 * (h.square() + math.log(2 * math.pi)).flatten(1).sum(1) + logdet

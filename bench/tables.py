@@ -175,7 +175,19 @@ def training(result: dict) -> Lines:
     far = max(d["log_prob"] for row in rows for d in row["disagreement"].values())
     agreement = f"largest relative disagreement of log p {far:.0e}"
     compiled = ("ours compiled", "compiled", "compiled channels-last")
-    return [*conditions(where, agreement), *markdown(table), *first_calls(rows, compiled)]
+    lines = [*conditions(where, agreement), *markdown(table), *first_calls(rows, compiled)]
+    return [*lines, *_shares(rows)]
+
+
+def _shares(rows: list[dict]) -> Lines:
+    """What a step reaches of the peak, and what it spends its time on."""
+    head = ["model", "batch", "step", "of the peak", "time in products", "time in copies"]
+    table: list[list[object]] = [[*head]]
+    for row in rows:
+        for name, share in row.get("share", {}).items():
+            cells = [f"{100 * share[k]:.0f} %" for k in ("of_peak", "in_products", "in_copies")]
+            table.append([row["model"], row["batch"], name, *cells])
+    return ["", *markdown(table)] if len(table) > 1 else []
 
 
 def training_memory(result: dict) -> Lines:
@@ -195,13 +207,14 @@ def training_memory(result: dict) -> Lines:
     return [*conditions(where, shape, batches), *markdown(table)]
 
 
-def glow(result: dict) -> Lines:
-    """Variants of the training recipe at equal time."""
+def affine_flows(result: dict) -> Lines:
+    """Variants of affine flows and their training at equal time."""
     where, rows = result["conditions"], result["rows"]
     seeds = sorted({row["seed"] for row in rows})
     named = ", ".join(map(str, seeds))
     at = {(row["data"], row["variant"], row["seed"]): row for row in rows}
-    table = [["data", "variant", f"bits/dim, seeds {named}", "difference", "steps"]]
+    head = ["data", "variant", f"bits/dim, seeds {named}", "difference", "steps", "parameters"]
+    table: list[list[object]] = [[*head]]
     for data, variant in dict.fromkeys((row["data"], row["variant"]) for row in rows):
         found = [at[data, variant, s] for s in seeds if (data, variant, s) in at]
         plain = [at[data, "plain", r["seed"]] for r in found if (data, "plain", r["seed"]) in at]
@@ -210,14 +223,15 @@ def glow(result: dict) -> Lines:
             gaps = [a["bits_per_dim"] - b["bits_per_dim"] for a, b in zip(found, plain)]
             change = f"{sum(gaps) / len(gaps):+.3f} ({', '.join(f'{gap:+.3f}' for gap in gaps)})"
         bits = ", ".join(f"{row['bits_per_dim']:.3f}" for row in found)
-        table.append([data, variant, bits, change, ", ".join(str(row["steps"]) for row in found)])
+        steps = ", ".join(str(row["steps"]) for row in found)
+        table.append([data, variant, bits, change, steps, f"{found[0]['parameters']:,}"])
     facts = f"{where['minutes']:g} minutes each in turns of {where['slice_seconds']:g} s"
     models = {row["data"]: row for row in rows if row["variant"] == "plain"}.values()
     lines = [*conditions(where, f"seeds {named}", facts), *markdown(table), ""]
-    return [*lines, "; ".join(map(_glow_model, models)) + "."]
+    return [*lines, "; ".join(map(_affine_flow, models)) + "."]
 
 
-def _glow_model(row: dict) -> str:
+def _affine_flow(row: dict) -> str:
     flow = row["flow"]
     facts = [
         f"{row['data']}: {' x '.join(map(str, flow['shape']))}",
@@ -427,7 +441,7 @@ TABLES: dict[str, Callable[..., Lines]] = {
     "memory": each_machine("memory", memory),
     "training": each_machine("training", training),
     "training_memory": each_machine("training_memory", training_memory),
-    "glow": each_machine("glow", glow),
+    "affine_flows": each_machine("affine_flows", affine_flows),
     "solve": each_machine("solve", solve),
     "defaults": each_machine("defaults", defaults),
     "kernels": each_machine("kernels", kernels),

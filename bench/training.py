@@ -1,14 +1,17 @@
 """One training step against other ways to write it, and what recomputed couplings save.
 
     python bench/training.py [speed] [memory] [--device cpu|cuda] [--threads N]
-                             [--models M C Mp Cp] [--batches 16] [--hidden N] [--contenders ...]
-                             [--compile M C]
+                             [--models M C Mp Cp T] [--batches 16] [--hidden N]
+                             [--contenders ...] [--compile M C]
 
 speed: a step dequantises the batch, takes log p and its gradient to all weights, clips it, and
 takes an Adam step. All contenders of a row start at the same weights and take turns in one process;
 they have the same optimiser and conditioners, weight normalisation included. log p and gradients of
-eager are compared with ours first. On a CPU only ratios are kept. Runs of speed at one commit
-under the same conditions add up to one file.
+eager are compared with ours first. On a CPU only ratios are kept, and what share ours has of the
+peak: the operations of matrix products and convolutions in a step, over the time of a step, over
+those of a product of large square matrices in the same precision; with the share of a step that
+such products take at all. Runs of speed at one commit under the same conditions add up to one
+file. T is a TarFlow; its eager twin is made of torch's own transformer layers.
 
 memory: bytes an image adds to what is kept for the backward pass, and to the peak of what is
 allocated over forward and backward, over scales, blocks, and couplings in one run; couplings plain
@@ -31,23 +34,47 @@ import torch
 from harness import conditions, time_together, write
 from map_step import versions
 from memory import kept_bytes
-from peers import MODELS, TRAINED, Peer, random_flow
+from peers import MODELS, TRAINED, Peer, TransformerPeer, random_flow
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowinv_fast import ops
-from flowinv_fast.flows import AffineCoupling, Flow, RealNVPConfig
+from flowinv_fast.flows import (
+    AffineCoupling,
+    Flow,
+    FlowConfig,
+    RealNVPConfig,
+    TarFlowConfig,
+    build_flow,
+)
 from flowinv_fast.flows.recompute import encode_recomputed
 
 OURS = ("ours", "ours bf16", "ours recompute", "ours recompute bf16", "ours compiled")
 COMPILED = {"compiled": "eager", "compiled channels-last": "channels-last eager"}
+BF16 = ("eager bf16", "channels-last eager bf16")
 COLOUR = (3, 64, 64)
+TRAINED_MODELS = {**MODELS, "T": TarFlowConfig((1, 28, 28))}
 
 
-def trainable(config: RealNVPConfig, device: str) -> Flow:
-    return random_flow(config, device).requires_grad_()
+def trainable(config: FlowConfig, device: str) -> Flow:
+    if not isinstance(config, TarFlowConfig):
+        return random_flow(config, device).requires_grad_()
+    torch.manual_seed(0)
+    flow = build_flow(config).to(device)
+    with torch.no_grad():
+        for conditioner in flow.conditioners():
+            conditioner.last.weight.normal_(std=0.02)
+    return flow
 
 
-def step_of(name: str, config: RealNVPConfig, images: Tensor) -> Callable[[], None]:
+def peer_of(flow: Flow, name: str) -> Flow | TransformerPeer:
+    """The contender that has a flow's weights as its own."""
+    if isinstance(flow.config, TarFlowConfig):
+        return TransformerPeer(flow)
+    return Peer(flow, COMPILED.get(name, name.removesuffix(" bf16")), TRAINED)
+
+
+def step_of(name: str, config: FlowConfig, images: Tensor) -> Callable[[], None]:
     """A contender's training step, on weights of its own."""
     device = images.device.type
     flow = trainable(config, device)
@@ -62,7 +89,11 @@ def step_of(name: str, config: RealNVPConfig, images: Tensor) -> Callable[[], No
                 conditioner.compile()
     else:
         dequantise = lambda: images + config.smoothing * torch.randn_like(images)
-        log_prob = Peer(flow, COMPILED.get(name, name), TRAINED).log_prob
+        peer = peer_of(flow, name)
+        log_prob = peer.log_prob
+        if isinstance(peer, TransformerPeer):
+            parameters = list(peer.parameters())
+            optimiser = torch.optim.Adam(parameters, lr=1e-6, fused=True)
         if name in COMPILED:
             log_prob = torch.compile(log_prob, dynamic=False)
     autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=name.endswith("bf16"))
@@ -80,20 +111,26 @@ def step_of(name: str, config: RealNVPConfig, images: Tensor) -> Callable[[], No
     return step
 
 
-def disagreement(config: RealNVPConfig, x: Tensor) -> dict[str, dict[str, float]]:
-    """Largest relative difference of log p, and relative distance of the gradient, from ours."""
+def disagreement(config: FlowConfig, x: Tensor) -> dict[str, dict[str, float]]:
+    """Largest relative difference of log p, and relative distance of the gradient, from ours.
+
+    The gradient is that to the weights; of a TarFlow, whose twin has its own, to x.
+    """
     flow = trainable(config, x.device.type)
-    parameters = list(flow.parameters())
+    others = {n: peer_of(flow, n).log_prob for n in ("eager", "channels-last eager")}
+    towards = list(flow.parameters())
+    if isinstance(config, TarFlowConfig):
+        del others["channels-last eager"]
+        towards = [x.requires_grad_()]
 
     def found(log_prob) -> tuple[Tensor, Tensor]:
         value = log_prob(x)
-        grads = torch.autograd.grad(-value.mean(), parameters)
+        grads = torch.autograd.grad(-value.mean(), towards)
         return value.detach(), torch.cat([g.flatten() for g in grads])
 
     value, grad = found(flow.log_prob)
     flow.recompute = True
-    others = {"ours recompute": flow.log_prob}
-    others |= {n: Peer(flow, n, TRAINED).log_prob for n in ("eager", "channels-last eager")}
+    others["ours recompute"] = flow.log_prob
     far = {}
     for name, log_prob in others.items():
         v, g = found(log_prob)
@@ -106,21 +143,52 @@ def disagreement(config: RealNVPConfig, x: Tensor) -> dict[str, dict[str, float]
     return far
 
 
+def peak(dtype: torch.dtype, device: str) -> float:
+    """Operations a second in products of large square matrices, the best of several."""
+    a = torch.randn(2048, 2048, device=device).to(dtype)
+    found = time_together({"product": lambda: a @ a}, device, 9)["product"]
+    return 2 * 2048**3 / found["low"]
+
+
+def share_of_peak(step: Callable[[], None], seconds: float, most: float) -> dict[str, float]:
+    """See above: what a step reaches of the peak, and what part of it products take."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        step()
+    with torch.profiler.profile() as profile:
+        step()
+    times = {
+        e.key: e.self_device_time_total + e.self_cpu_time_total for e in profile.key_averages()
+    }
+    products = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "convolution_backward")
+    inside = sum(times.get(f"aten::{name}", 0) for name in products)
+    return {
+        "of_peak": round(counter.get_total_flops() / seconds / most, 3),
+        "in_products": round(inside / sum(times.values()), 3),
+        "in_copies": round(times.get("aten::copy_", 0) / sum(times.values()), 3),
+    }
+
+
 def speed(arguments) -> None:
     where = conditions(arguments.device, rounds=arguments.rounds, seed=0, dtype="float32")
     where["note"] = arguments.note
     where["libraries"] = {n: v for n, v in versions().items() if n in TRAINED}
+    most = [peak(dtype, arguments.device) for dtype in (torch.float32, torch.bfloat16)]
     for model in arguments.models:
-        config = MODELS[model]
-        config = replace(config, hidden=arguments.hidden or config.hidden)
+        config = TRAINED_MODELS[model]
+        if model in MODELS:
+            config = replace(config, hidden=arguments.hidden or config.hidden)
+        width = getattr(config, "hidden", 0) or config.width
         for batch in arguments.batches:
             torch._dynamo.reset()
             images = torch.rand(batch, *config.shape, device=arguments.device)
-            row = {"model": model, "batch": batch, "hidden": config.hidden}
+            row = {"model": model, "batch": batch, "hidden": width}
             row["disagreement"] = disagreement(config, images[:4])
             made, row["first_call_seconds"] = {}, {}
             compiles = model in arguments.compile
             names = [n for n in arguments.contenders if compiles or "compiled" not in n]
+            if model == "T":
+                names = [n for n in names if n in ("ours", "ours bf16", "eager", "eager bf16")]
             for name in names:
                 started = time.perf_counter()
                 try:
@@ -139,6 +207,11 @@ def speed(arguments) -> None:
             row["ratio"] = {n: round(f["median"] / ours, 3) for n, f in found.items()}
             row["quartiles"] = {
                 n: [round(f[q] / ours, 3) for q in ("low", "high")] for n, f in found.items()
+            }
+            row["share"] = {
+                n: share_of_peak(made[n], found[n]["median"], most[n.endswith("bf16")])
+                for n in found
+                if n.removesuffix(" bf16") in ("ours", "eager")
             }
             if arguments.device == "cuda":
                 row["images_per_second"] = {n: round(batch / f["median"]) for n, f in found.items()}
@@ -238,11 +311,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*OURS, *TRAINED, *COMPILED]
+    known = [*OURS, *TRAINED, *BF16, *COMPILED]
     parser.add_argument("parts", nargs="*", help="speed, memory; default both")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["M", "C"])
+    parser.add_argument(
+        "--models", nargs="+", choices=list(TRAINED_MODELS), default=["M", "C", "T"]
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[16])
     parser.add_argument("--hidden", type=int, help="width of the conditioners; default 64")
     parser.add_argument("--contenders", nargs="+", choices=known, default=known)

@@ -62,18 +62,40 @@ def test_compiling_is_timed_and_not_looked_up():
     assert done.stdout.strip() == "True"
 
 
-def test_convolutions_can_start_at_the_identity(bench):
-    from glow import start_alike, start_at_identity
+def test_convolutions_can_start_at_the_haar_transform(bench):
+    from affine_flows import start_alike, start_at_haar
 
     from flowinv_fast.flows import GlowConfig, RealNVPConfig, glow, realnvp
 
-    plain = realnvp(RealNVPConfig((1, 8, 8), scales=3, hidden=4, blocks=1))
-    mixed = glow(GlowConfig((1, 8, 8), scales=3, hidden=4, blocks=1))
+    plain = realnvp(RealNVPConfig((3, 8, 8), scales=3, hidden=4, blocks=1))
+    mixed = glow(GlowConfig((3, 8, 8), scales=3, hidden=4, blocks=1))
     start_alike(mixed, plain)
-    x = torch.rand(2, 1, 8, 8)
-    assert not torch.allclose(mixed.encode(x)[0], plain.encode(x)[0])
-    start_at_identity(mixed)
-    torch.testing.assert_close(mixed.encode(x), plain.encode(x))
+    start_at_haar(mixed)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(mixed.encode(x)[1], plain.encode(x)[1], atol=1e-4, rtol=0)
+    first = next(i for i, layer in enumerate(mixed.layers) if type(layer).__name__ == "Squeeze")
+    halves, nothing = x, torch.zeros(2)
+    for layer in mixed.layers[first : first + 2]:
+        halves, _ = layer.encode(halves, nothing)
+    means = torch.nn.functional.avg_pool2d(x, 2)
+    torch.testing.assert_close(halves[:, :3], 2 * means)
+
+
+def test_learnt_noise_of_dequantisation_is_a_density(bench):
+    """Over the unit square 1 / q has mean 1 under q."""
+    from affine_flows import Dequantiser
+
+    from flowinv_fast.flows import GlowConfig
+
+    dequantiser = Dequantiser(GlowConfig((1, 1, 2), scales=1)).double()
+    with torch.no_grad():
+        for parameter in dequantiser.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        image = torch.randn(1, 1, 1, 2, dtype=torch.float64).expand(50_000, 1, 1, 2)
+        place, log_q = dequantiser(image)
+    assert ((place > 0) & (place < 1)).all()
+    weight = torch.exp(-log_q).clamp_max(100)
+    assert abs(weight.mean() - 1) < 6 * weight.std() / len(weight) ** 0.5 + 0.05
 
 
 def test_recomputed_couplings_take_the_memory_of_one(bench):
@@ -96,11 +118,14 @@ def test_recomputed_couplings_take_the_memory_of_one(bench):
 def test_trained_peers_are_our_flow(bench):
     from training import disagreement
 
-    from flowinv_fast.flows import RealNVPConfig
+    from flowinv_fast.flows import RealNVPConfig, TarFlowConfig
 
     config = RealNVPConfig((1, 8, 8), scales=2, hidden=4, blocks=1)
     far = disagreement(config, torch.rand(3, 1, 8, 8))
     assert len(far) == 3 and all(max(d.values()) < 1e-5 for d in far.values())
+    config = TarFlowConfig((1, 8, 8), width=16, blocks=2, layers=2, heads=2)
+    far = disagreement(config, torch.rand(3, 1, 8, 8))
+    assert len(far) == 2 and all(max(d.values()) < 1e-5 for d in far.values())
 
 
 def test_a_hole_is_filled_and_the_typed_text_is_left_alone(bench, monkeypatch):

@@ -26,6 +26,7 @@ class GlowConfig(MultiScaleConfig):
             what stays.
         prior_hidden: channels inside the networks of these functions.
         prior_blocks: their residual blocks.
+        early_squeeze: no couplings at full resolution: squeezed before the first.
         support, bits, alpha, smoothing: see ``FlowConfig``.
     Raises:
         ArgumentError: a value out of its range.
@@ -41,12 +42,14 @@ class GlowConfig(MultiScaleConfig):
     conditional_prior: bool = True
     prior_hidden: int = 32
     prior_blocks: int = 1
+    early_squeeze: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(isinstance(self.mixing, bool), "mixing", "True or False")
         conditional = isinstance(self.conditional_prior, bool)
         self._require(conditional, "conditional_prior", "True or False")
+        self._require(isinstance(self.early_squeeze, bool), "early_squeeze", "True or False")
         self._require(self.prior_hidden >= 1, "prior_hidden", "an integer of at least 1")
         self._require(self.prior_blocks >= 0, "prior_blocks", "an integer of at least 0")
 
@@ -71,4 +74,5 @@ def glow(config: GlowConfig) -> Flow:
     def mixing(channels: int) -> list[Layer[Any]]:
         return [ChannelMixing(channels)] if config.mixing else []
 
-    return Flow(multi_scale_layers(config, mixing, factor_out), config)
+    layers = multi_scale_layers(config, mixing, factor_out, config.early_squeeze)
+    return Flow(layers, config)

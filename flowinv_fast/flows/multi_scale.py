@@ -43,6 +43,7 @@ def multi_scale_layers(
     config: MultiScaleConfig,
     before_channel_coupling: Callable[[int], list[Layer[Any]]] = lambda channels: [],
     factor_out: Callable[[int], FactorOut] = lambda channels: FactorOut(),
+    early_squeeze: bool = False,
 ) -> list[Layer[Any]]:
     """Layers in the order of encode.
 
@@ -54,6 +55,8 @@ def multi_scale_layers(
         config: sizes.
         before_channel_coupling: what stands in front of every channel coupling, made of channels.
         factor_out: what lets half of the channels go, made of their number before.
+        early_squeeze: the first scale, if it is not the last, is squeezed before its couplings, six
+            with channel masks.
     """
 
     def coupling(channels: int, mask: str) -> AffineCoupling:
@@ -61,12 +64,14 @@ def multi_scale_layers(
 
     channels = config.shape[0]
     checkerboards = ("checkerboard_even", "checkerboard_odd") * 2
+    halves = ("channel_first", "channel_second") * 3
     layers: list[Layer[Any]] = [Logit(config.alpha)] if config.support == "bounded" else []
     layers.append(Standardise(config.shape))
-    for _ in range(config.scales - 1):
-        layers += [coupling(channels, mask) for mask in checkerboards[:3]]
+    for scale in range(config.scales - 1):
+        squeezed = early_squeeze and scale == 0
+        layers += [] if squeezed else [coupling(channels, mask) for mask in checkerboards[:3]]
         layers.append(Squeeze())
-        for mask in ("channel_first", "channel_second", "channel_first"):
+        for mask in halves[: 6 if squeezed else 3]:
             layers += before_channel_coupling(4 * channels)
             layers.append(coupling(4 * channels, mask))
         layers.append(factor_out(4 * channels))

@@ -29,6 +29,7 @@ _TRAINING = {
     "train_images": "images",
     "epoch": "epochs",
     "seconds": "seconds",
+    "curve": "curve, minutes: held-out bits/dim",
     "hardware": "hardware",
     "command": "command",
     "train_config": "settings",

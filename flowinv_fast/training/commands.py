@@ -228,10 +228,9 @@ def _add_data(train: argparse.ArgumentParser) -> None:
     add(
         "--model",
         choices=MODELS,
-        default="realnvp",
-        help="flows: realnvp (default); glow, with 1x1 convolutions and learned priors of the "
-        "latents that leave early; tarflow, a transformer over patches; generators without a "
-        "density: dcgan, vae",
+        help="flows: realnvp (default, and of most presets); glow, with 1x1 convolutions and "
+        "learned priors of the latents that leave early; tarflow, a transformer over patches; "
+        "generators without a density: dcgan, vae",
     )
 
 
@@ -249,7 +248,7 @@ def _train(arguments: argparse.Namespace) -> int:
     name = arguments.preset or ("photo-patch-16" if patches else None)
     preset = chosen_preset(name, arguments.model)
     out = output_folder(arguments.preset, arguments.out)
-    if arguments.model in _FLOWS:
+    if arguments.model in (None, *_FLOWS):
         return _train_flow(arguments, preset, out)
     alone, wanted = process_count() == 1, "a flow's in several processes"
     require(alone, "train", "--model", wanted, arguments.model)
@@ -301,7 +300,7 @@ def _train_noise(arguments: argparse.Namespace) -> int:
     _refuse(arguments, unused, "none with --kind noise")
     of_levels = ("support", "bits", "alpha", "smoothing")
     _refuse(arguments, of_levels, "none with --kind noise, whose numbers are real")
-    model, out = arguments.model, str(arguments.out or "")
+    model, out = arguments.model or "realnvp", str(arguments.out or "")
     require(model in _FLOWS, "train", "--model", f"one of {_FLOWS} with --kind noise", model)
     require(bool(out), "train", "--out", "a folder", "none")
     require(process_count() == 1, "train", "--kind", "prior in several processes", "noise")

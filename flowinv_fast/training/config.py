@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,3 +71,15 @@ class TrainConfig:
 
     def _check(self, good: bool, name: str, wanted: str) -> None:
         require(good, type(self).__name__, name, wanted, repr(getattr(self, name)))
+
+
+def curve_in_words(log: list[str], most: int = 20) -> str:
+    """Minutes and held-out bits/dim of the lines of a flow's log, about ``most`` of them.
+
+    >>> curve_in_words(['{"seconds": 60.0, "bits_per_dim": 2.5}'])
+    '1.0: 2.500'
+    """
+    points = [(line.get("seconds"), line.get("bits_per_dim")) for line in map(json.loads, log)]
+    points = [point for point in points if all(map(is_real, point))]
+    points = points[:: -(-len(points) // most) or 1][:-1] + points[-1:]
+    return ", ".join(f"{seconds / 60:.1f}: {bits:.3f}" for seconds, bits in points)

@@ -14,6 +14,7 @@ from .._base.files import user_folder
 from ..flows.flow import FlowConfig
 from ..flows.glow import GlowConfig
 from ..flows.io import available_flows
+from ..flows.multi_scale import MultiScaleConfig
 from ..flows.realnvp import RealNVPConfig
 from ..flows.tarflow import TarFlowConfig
 from ..generators.nets import GeneratorConfig
@@ -87,9 +88,11 @@ PRESETS = {
 }
 
 
-def _glow(preset: Preset) -> Preset:
-    """The same sizes and settings for a Glow."""
-    return replace(preset, config=GlowConfig(**preset.config.to_dict()))
+def _with(kind: type[MultiScaleConfig], preset: Preset) -> Preset:
+    """The same sizes and settings for another kind of flow of couplings."""
+    names = {f.name for f in fields(kind)}
+    given = {k: v for k, v in vars(preset.config).items() if k in names}
+    return replace(preset, config=kind(**given))
 
 
 def _tarflow(preset: Preset) -> Preset:
@@ -110,10 +113,10 @@ def fast() -> str:
 
 
 _FLOW = Preset("", RealNVPConfig(_MNIST), FlowTrainConfig())
-# How a preset, which is of a RealNVP, becomes one of each model that is a flow.
+# How a preset becomes one of each model that is a flow.
 FLOWS: dict[str, Callable[[Preset], Preset]] = {
-    "realnvp": lambda preset: preset,
-    "glow": _glow,
+    "realnvp": partial(_with, RealNVPConfig),
+    "glow": partial(_with, GlowConfig),
     "tarflow": _tarflow,
 }
 # What each model starts from where no preset is named; the shape is that of the images.
@@ -124,22 +127,25 @@ DEFAULTS: dict[str, Callable[[], Preset]] = {
 }
 
 
-def chosen_preset(name: str | None, model: str) -> Preset:
-    """The preset of this name for a model; without a name the model's default.
+def chosen_preset(name: str | None, model: str | None = None) -> Preset:
+    """The preset of this name, for a model; without a name the model's default.
 
     Args:
         name: of PRESETS, which are of flows, or None.
-        model: "realnvp", "glow", "tarflow", "dcgan" or "vae".
+        model: "realnvp", "glow", "tarflow", "dcgan" or "vae"; None: the preset's own, and without a
+            name a RealNVP.
     Raises:
         ArgumentError: no such preset, or one for a generator.
 
-    >>> chosen_preset("mnist-28", "realnvp").config.blocks
+    >>> chosen_preset("mnist-28").config.blocks
     6
     """
     got = did_you_mean(name, PRESETS)
     require(name is None or name in PRESETS, "train", "PRESET", f"one of {list(PRESETS)}", got)
     if name is None:
-        return DEFAULTS[model]()
+        return DEFAULTS[model or "realnvp"]()
+    if model is None:
+        return PRESETS[name]
     require(model in FLOWS, "train", "PRESET", f"none for a {model}", name)
     return FLOWS[model](PRESETS[name])
 

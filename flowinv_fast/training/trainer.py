@@ -30,7 +30,7 @@ from .._base.weights import open_tensors
 from ..data.images import image_grid, require_images, save_png
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
-from .config import ModelConfig, TrainConfig
+from .config import ModelConfig, TrainConfig, curve_in_words
 
 # Options that may change when a run goes on: none of them changes what is learnt.
 _FREE = ("epochs", "recompute", "compile")
@@ -228,7 +228,10 @@ class Trainer(ABC):
                 self.seconds, mark = self.seconds + now - mark, now
                 bar.update()
                 if self.step % 20 == 0:
-                    bar.set_postfix({self.loss_name: f"{loss:.3f}", "lr": f"{self._lr():.1e}"})
+                    shown = {self.loss_name: f"{loss:.3f}", "lr": f"{self._lr():.1e}"}
+                    if minutes < math.inf:
+                        shown["minutes left"] = f"{minutes * max(0.0, 1 - self._spent):.0f}"
+                    bar.set_postfix(shown)
                 if self.step % period == 0 and self.step < self.last_step:
                     result = self.evaluate()
                     mark = saved = time.perf_counter()
@@ -319,8 +322,8 @@ class Trainer(ABC):
             "train_config": asdict(self.train_config),
             "train_images": len(self.source),
             "torch": torch.__version__,
+            "curve": curve_in_words(self._log(result)),
         }
-        self._log(result)
         weights, score = self.folder / self.weights_file, self._score(result)
         if score <= self._best or not weights.exists():
             self._best = score
@@ -333,7 +336,7 @@ class Trainer(ABC):
             samples = 0.5 + (samples - samples.mean()) / (8 * samples.std() + 1e-12)
         return samples if samples.shape[1] in (1, 3) else samples[:, :1]
 
-    def _log(self, result: dict[str, Any]) -> None:
+    def _log(self, result: dict[str, Any]) -> list[str]:
         """A line to log.jsonl, which a state comes after: lines of steps that are taken again go.
 
         A line that is damaged, by another program or a disk that was full, is left out and told.
@@ -350,6 +353,7 @@ class Trainer(ABC):
             warnings.warn(f"{path}: {lost} damaged lines left out", ResultWarning, stacklevel=6)
         with whole_file(path) as temporary:
             temporary.write_text("\n".join([*lines, to_json(result)]) + "\n", "utf-8")
+        return [*lines, to_json(result)]
 
     def _kept(self) -> str:
         """What is left of a training that failed, in words."""

@@ -137,12 +137,29 @@ def test_glow_starts_as_a_volume_preserving_map():
     assert set(plain.state_dict()) < {*flow.state_dict()} | {*same.state_dict()}
 
 
+def test_no_coupling_at_full_resolution():
+    flow = randomise(glow(GlowConfig((1, 8, 8), 3, 4, 1, early_squeeze=True))).double()
+    shapes = [(1, 8, 8)]
+    for layer in flow.layers:
+        if isinstance(layer, AffineCoupling):
+            assert shapes[-1][1:] != (8, 8)
+        shapes.append(layer.shape_after(shapes[-1]))
+    x = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    z, logdet = flow.encode(x)
+    torch.testing.assert_close(flow.decode(z)[0], x)
+    torch.testing.assert_close(logdet[0], jacobian_logdet(flow.encode, x[0]))
+    assert repr(glow(GlowConfig((1, 8, 8), 1, 4, 1, early_squeeze=True))) == repr(
+        glow(GlowConfig((1, 8, 8), 1, 4, 1))
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
         ({"mixing": 1}, "mixing"),
         ({"conditional_prior": "yes"}, "conditional_prior"),
         ({"prior_hidden": 0}, "prior_hidden"),
+        ({"early_squeeze": 1}, "early_squeeze"),
         ({"prior_blocks": -1}, "prior_blocks"),
         ({"shape": (1, 6, 6)}, "shape"),
     ],

@@ -25,6 +25,7 @@ SHAPES = [
     ((1, 20, 12), {"hidden": 48, "scales": 3, "blocks": 3}),
     ((1, 28, 28), {"hidden": 16, "scales": 3, "blocks": 1, "mixing": True}),
     ((3, 8, 12), {"hidden": 8, "scales": 2, "blocks": 0, "mixing": False, "prior_blocks": 2}),
+    ((3, 8, 12), {"hidden": 8, "scales": 3, "blocks": 1, "mixing": True, "early_squeeze": True}),
 ]
 needs_bf16 = pytest.mark.skipif(
     backend._C is None or not backend._C.cpu_bf16(), reason="no bf16 products on this CPU"

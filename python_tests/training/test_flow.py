@@ -31,6 +31,7 @@ from flowinv_fast.flows import (
     load_flow,
     realnvp,
 )
+from flowinv_fast.training.config import curve_in_words
 from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer
 
 
@@ -402,6 +403,17 @@ def test_log_has_one_line_per_evaluation(tmp_path):
     trainer(tmp_path, 3).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
+    curve = load_flow(tmp_path / "flow.safetensors").info["curve"].split(", ")
+    told = [f"{line['seconds'] / 60:.1f}: {line['bits_per_dim']:.3f}" for line in lines]
+    assert curve == told
+
+
+@pytest.mark.parametrize("count", [0, 1, 19, 20, 21, 200])
+def test_a_curve_of_many_evaluations_is_thinned(count):
+    lines = [json.dumps({"seconds": 60.0 * i, "bits_per_dim": 9.0 - i}) for i in range(count)]
+    points = curve_in_words([*lines, '{"step": 3}']).split(", ")
+    assert len(points) <= 21 and points[0] == ("0.0: 9.000" if count else "")
+    assert count == 0 or points[-1] == f"{count - 1:.1f}: {10.0 - count:.3f}"
 
 
 def test_global_random_state_is_untouched(tmp_path):
