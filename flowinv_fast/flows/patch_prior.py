@@ -119,4 +119,3 @@ class PatchPrior(Fixed):
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.flow.shape))
         return f"PatchPrior({type(self.flow).__name__} of {size}, stride {self.stride})"
-
