@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._base.errors import ArgumentError, is_whole, require
+from .._base.errors import require
 from .._base.parameters import Fixed
-from .._base.tensors import accumulate_dtype, check_float, plain
+from .._base.tiles import Tiles, check_stride, needed_bytes
 from ..protocols import Density, Freezable, is_bounded, provides
 
-_AT_ONCE = 512  # patches that are scored together
 _NAME = "PatchPrior"
 
 
@@ -64,10 +62,8 @@ class PatchPrior(Fixed):
         wanted = "a flow with unbounded support"
         require(not is_bounded(flow), _NAME, "flow", wanted, "one of images in [0, 1]")
         side = min(flow.shape[1:])
-        stride = max(1, side // 2) if stride is None else stride
-        good = is_whole(stride, 1) and stride <= side
-        require(good, _NAME, "stride", f"an integer in 1..{side}", repr(stride))
-        self.flow, self.stride = flow, int(stride)
+        self.flow = flow
+        self.stride = check_stride(_NAME, stride, side, usual=max(1, side // 2))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats for pixels in [0, 1] units: (B, C, H, W) to (B,).
@@ -76,12 +72,8 @@ class PatchPrior(Fixed):
             ArgumentError: images of other channels or smaller than a patch, or of another dtype or
                 device than the flow's.
         """
-        function, (channels, *size) = f"{_NAME}.log_prob", self.flow.shape
-        check_float(function, "x", x, 4)
-        good = x.shape[1] == channels and all(n >= p for n, p in zip(x.shape[2:], size))
-        wanted = f"images (B, {channels}, H, W) of at least {size[0]} x {size[1]} pixels"
-        require(good, function, "x", wanted, f"shape {tuple(x.shape)}")
-        return _PatchSum.apply(plain(x), self, torch.is_grad_enabled() and x.requires_grad)[0]
+        shape, log_prob = tuple(self.flow.shape), self.flow.log_prob
+        return Tiles(f"{_NAME}.log_prob", "x", "flow", log_prob, shape, self.stride).sum(x)
 
     def freeze(
         self, precision: str = "fp32", device: torch.device | str | None = None
@@ -122,70 +114,8 @@ class PatchPrior(Fixed):
     @property
     def work_bytes(self) -> int:
         """Bytes that a call needs for its patches, where the flow is frozen."""
-        return _AT_ONCE * (
-            self.flow.saved_bytes + self.flow.work_bytes + 16 * math.prod(self.flow.shape)
-        )
+        return needed_bytes(self.flow.saved_bytes + self.flow.work_bytes, self.flow.shape)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.flow.shape))
         return f"PatchPrior({type(self.flow).__name__} of {size}, stride {self.stride})"
-
-
-class _PatchSum(torch.autograd.Function):
-    """log p of images and, where wanted, its gradient: some rows of patches at a time."""
-
-    @staticmethod
-    def forward(x: Tensor, prior: PatchPrior, wanted: bool) -> tuple[Tensor, Tensor]:
-        batch, _, height, width = x.shape
-        channels, h, w = prior.flow.shape
-        rows = _places(height, h, prior.stride, x.device)
-        columns = _places(width, w, prior.stride, x.device)
-        total = x.new_zeros(batch, dtype=accumulate_dtype(x.dtype))
-        grad = torch.zeros_like(x) if wanted else x[:0]
-        many = max(1, _AT_ONCE // max(1, batch * len(columns)))
-        for first in range(0, len(rows), many):
-            some = rows[first : first + many]
-            top = min(first * prior.stride, height - h)
-            low = min((first + len(some) - 1) * prior.stride, height - h) + h
-            with torch.set_grad_enabled(wanted):
-                strip = x[:, :, top:low].detach().requires_grad_(wanted)
-                across = strip[:, :, (some - top)[:, None, :, None], columns[:, None]]
-                patches = across.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, h, w)
-                values = prior.flow.log_prob(patches).view(batch, len(some) * len(columns)).sum(1)
-                if wanted:
-                    grad[:, :, top:low] += torch.autograd.grad(values.sum(), strip)[0]
-            total += values.detach()
-        weight = height * width / (len(rows) * len(columns) * h * w)
-        return total * weight, grad * weight
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], output[1])
-
-    @staticmethod
-    def backward(ctx: Any, of_total: Tensor, _: Any) -> tuple:
-        x, grad = ctx.saved_tensors
-        return _Once.apply(of_total.view(-1, 1, 1, 1) * grad, x), None, None
-
-
-class _Once(torch.autograd.Function):
-    """A gradient as it is; that of a gradient, which depends on x, is refused and not lost."""
-
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor) -> Tensor:
-        return grad.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None: ...
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple:
-        raise ArgumentError(f"{_NAME}.log_prob", "x", "one derivative", "a second one: it has none")
-
-
-def _places(size: int, patch: int, stride: int, device: torch.device) -> Tensor:
-    """Rows (or columns) of the patches that cover ``size`` of them: (K, patch) int64."""
-    count = -(-(size - patch) // stride) + 1
-    first = (stride * torch.arange(count, device=device)).clamp_max(size - patch)
-    return first[:, None] + torch.arange(patch, device=device)

@@ -9,6 +9,7 @@ from .flow import FlowNoise, PlacedFlowNoise
 from .gaussian import Gaussian
 from .signal_dependent import SignalDependent
 from .structured import Radial, Sinusoidal
+from .tiled import Tiled
 
 __all__ = [
     "Digits",
@@ -23,6 +24,7 @@ __all__ = [
     "SignalDependent",
     "Sinusoidal",
     "StationaryGaussian",
+    "Tiled",
     "as_noise",
     "compare",
     "fit",

@@ -12,8 +12,7 @@ from flows.test_frozen import random_flow
 from helpers import assert_names, strided
 
 import flowinv_fast as ff
-from flowinv_fast._base import backend
-from flowinv_fast.flows import patch_prior
+from flowinv_fast._base import backend, tiles
 from flowinv_fast.protocols import Density, Flow, Freezable, Frozen, provides
 
 
@@ -43,7 +42,7 @@ SIZES = {
 @pytest.mark.parametrize("chunk", [1, 7, 512])
 @pytest.mark.parametrize("case", SIZES)
 def test_the_sum_and_its_gradient(case, chunk, monkeypatch):
-    monkeypatch.setattr(patch_prior, "_AT_ONCE", chunk)
+    monkeypatch.setattr(tiles, "AT_ONCE", chunk)
     flow, stride = patch_flow().double(), random.choice([None, 3, 5, 8])
     prior, (batch, height, width) = ff.PatchPrior(flow, stride), SIZES[case]()
     x = torch.rand(batch, 3, height, width, dtype=torch.float64)

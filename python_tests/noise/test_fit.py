@@ -245,7 +245,7 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     blocks = re.findall(r"```(python|sh)\n(.*?)```", PAGE, re.S)
-    assert [kind for kind, _ in blocks] == ["python", "python", "sh", "python", "python"]
+    assert [kind for kind, _ in blocks] == ["python", "python", "sh", *3 * ["python"]]
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "noise.md", "exec", dont_inherit=True), names)
