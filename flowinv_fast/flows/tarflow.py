@@ -231,7 +231,8 @@ class CausalTransformer(nn.Module):
         self.embed = nn.Linear(size, width)
         self.layers = nn.ModuleList(CausalLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.of_level = None if levels is None else LevelNetwork(levels, width)
+        moves = 2 * width * (2 * layers + 1)  # scale and shift of every norm
+        self.of_level = None if levels is None else LevelNetwork(levels, moves)
         self.last = nn.Linear(width, 2 * size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -256,13 +257,21 @@ class CausalTransformer(nn.Module):
         if past is None or t == 0:
             h = torch.cat([self.beginning.expand(len(before), 1, -1), h], 1)
         h = h + self.positions[t + 1 - h.shape[1] : t + 1]
-        if self.of_level is not None and level is not None:
-            h = h + self.of_level(level, before)[:, None]
+        *moves, last = self._moves(level, before)
         for index, layer in enumerate(self.layers):
-            h = layer(h, None if past is None else past[index])
+            own = moves[2 * index : 2 * index + 2]
+            h = layer(h, None if past is None else past[index], *own)
         with torch.autocast(h.device.type, enabled=False):
-            mean, log_std = self.last(self.norm(h.to(before.dtype))).chunk(2, dim=2)
+            h = moved(self.norm(h.to(before.dtype)), last)
+            mean, log_std = self.last(h).chunk(2, dim=2)
         return mean, log_std
+
+    def _moves(self, level: Level | None, like: Tensor) -> list[Tensor | None]:
+        """What the level does to each norm, see ``moved``."""
+        count = 2 * len(self.layers) + 1
+        if self.of_level is None or level is None:
+            return [None] * count
+        return list(self.of_level(level, like)[:, None].chunk(count, 2))
 
 
 class CausalLayer(nn.Module):
@@ -283,15 +292,22 @@ class CausalLayer(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, h: Tensor, past: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        past: list[Tensor] | None = None,
+        move: Tensor | None = None,
+        move_inside: Tensor | None = None,
+    ) -> Tensor:
         """(B, t, width) to the same shape.
 
         Args:
             past: keys and values of all places before the only one of h, or empty; written to.
+            move, move_inside: of the norms, see ``moved``.
         """
         batch, t, width = h.shape
         sizes = batch, t, 3, self.heads, width // self.heads
-        of_heads = self.queries_keys_values(self.norm(h)).view(sizes)
+        of_heads = self.queries_keys_values(moved(self.norm(h), move)).view(sizes)
         query, key, value = of_heads.permute(2, 0, 3, 1, 4)
         if past is not None:
             if past:
@@ -299,7 +315,19 @@ class CausalLayer(nn.Module):
             past[:] = key, value
         attention = attend(query, key, value, causal=past is None)
         h = h + self.projection(attention.transpose(1, 2).reshape(batch, t, width))
-        return h + self.inside(self.norm_inside(h))
+        return h + self.inside(moved(self.norm_inside(h), move_inside))
+
+
+def moved(h: Tensor, move: Tensor | None) -> Tensor:
+    """h (1 + scale) + shift of normalised h (B, t, width).
+
+    Args:
+        move: [scale | shift], (1, 1, 2 width) or (B, 1, 2 width); None: h as it is.
+    """
+    if move is None:
+        return h
+    scale, shift = move.chunk(2, 2)
+    return h * (1 + scale) + shift
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

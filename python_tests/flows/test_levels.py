@@ -84,6 +84,14 @@ def test_decode_inverts_encode_at_each_level(config, batch):
         torch.testing.assert_close(other, -logdet, rtol=1e-8, atol=1e-8)
 
 
+def test_it_starts_as_normal_pixels_whose_variances_add_up():
+    flow, x = tarflow(SIZES["grey"]).double(), images(SIZES["grey"], 3)
+    for level in some_levels():
+        normal = torch.distributions.Normal(0.0, math.sqrt(1 + level**2 - RANGE[0] ** 2))
+        want = normal.log_prob(x).flatten(1).sum(1)
+        torch.testing.assert_close(flow.at(level).log_prob(x), want)
+
+
 def test_levels_differ_and_each_image_may_have_its_own():
     flow, x = trained(SIZES["grey"]), images(SIZES["grey"], 3)
     levels = some_levels()
