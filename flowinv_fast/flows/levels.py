@@ -38,6 +38,8 @@ class NoisyStandardise(Standardise):
         1.0
     """
 
+    level: Level
+
     def __init__(self, shape: Shape, lowest: float):
         super().__init__(shape)
         self.lowest = self.level = lowest
@@ -66,8 +68,7 @@ class NoisyStandardise(Standardise):
 
     def _more(self, like: Tensor) -> Tensor:
         """Variance of the noise above that of the lowest level, (1, 1, 1, 1) or (B, 1, 1, 1)."""
-        level = torch.as_tensor(self.level, dtype=like.dtype, device=like.device)
-        return (level.square() - self.lowest**2).reshape(-1, 1, 1, 1)
+        return (_column(self.level, like).square() - self.lowest**2)[:, :, None, None]
 
 
 class LevelNetwork(nn.Module):
@@ -97,6 +98,13 @@ class LevelNetwork(nn.Module):
 
     def forward(self, level: Level, like: Tensor) -> Tensor:
         """(1, size), or (B, size) of levels (B,); dtype and device of ``like``."""
-        level = torch.as_tensor(level, dtype=like.dtype, device=like.device).reshape(-1, 1)
         with torch.autocast(like.device.type, enabled=False):
-            return self.inside((level.log() - self.middle) / self.reach)
+            return self.inside((_column(level, like).log() - self.middle) / self.reach)
+
+
+def _column(level: Level, like: Tensor) -> Tensor:
+    """(1, 1), or (B, 1) of levels (B,); dtype and device of ``like``."""
+    if isinstance(level, Tensor):
+        return level.to(like.device, like.dtype)[:, None]
+    # Filled, not copied: a CUDA graph may be recording.
+    return torch.full((1, 1), level, dtype=like.dtype, device=like.device)

@@ -60,9 +60,9 @@ def test_the_density_at_each_level_integrates_to_one():
         assert abs(total.item() * wide.prod().item() - 1) < 1e-3
 
 
-@pytest.mark.parametrize("config", SIZES.values(), ids=SIZES)
-def test_determinant_of_the_dense_jacobian(config):
-    flow, x = trained(config), images(config, 1)
+@pytest.mark.parametrize("name", ["colour", "two pixels"])
+def test_determinant_of_the_dense_jacobian(name):
+    flow, x = trained(SIZES[name]), images(SIZES[name], 1)
     n = x.numel()
     for level in some_levels():
         at = flow.at(level)
