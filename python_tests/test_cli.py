@@ -262,8 +262,33 @@ def test_train_a_tarflow_from_the_command_line(tmp_path, capsys):
     files = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "card")]
     assert main(["card", str(tmp_path / "run" / "flow.safetensors"), "--name", "a", *files]) == 0
     page = (tmp_path / "card" / "a.md").read_text()
-    assert "TarFlow, 2 autoregressive maps of 7 x 7 patches" in page
+    assert "other levels" not in page and "TarFlow, 2 autoregressive maps of 7 x 7 patches" in page
     assert "1 causal transformer layers of 8 channels and 2 heads" in page
+
+
+def test_train_a_tarflow_of_levels_from_the_command_line(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng().integers(0, 256, (40, 8, 8), np.uint8))
+    train = ["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run"), "--quiet"]
+    train += "--width 8 --blocks 1 --layers 1 --heads 2 --batch 16 --epochs 1".split()
+    for options, word in (
+        (["--levels", "0.05", "0.5"], "--levels"),  # of no tarflow
+        (["--levels", "0.5", "0.05", "--model", "tarflow"], "levels"),
+        (["--levels", "0.05", "--model", "tarflow"], "--levels"),
+        (["--levels", "0.2", "0.5", "--model", "tarflow"], "smoothing"),
+        (["--levels", "0.05", "0.5", "--model", "tarflow", "--kind", "noise"], "--levels"),
+    ):
+        assert main([*train, *options]) == 2
+        assert word in capsys.readouterr().err
+    assert main([*train, "--levels", "0.05", "0.5", "--model", "tarflow"]) == 0
+    flow = load_flow(tmp_path / "run" / "flow.safetensors")
+    assert flow.levels == (0.05, 0.5) and "bits_per_dim_0.158" in flow.info
+    files = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "card")]
+    assert main(["card", str(tmp_path / "run" / "flow.safetensors"), "--name", "a", *files]) == 0
+    facts = json.loads((tmp_path / "card" / "a.json").read_text())
+    assert [row["level"] for row in facts["levels"]] == [0.05, 0.158114, 0.5]
+    page = (tmp_path / "card" / "a.md").read_text()
+    assert "deviations 0.05 .. 0.5 of the range of grey; told below at 0.08" in page
+    assert f"other levels of noise: 0.05: {facts['levels'][0]['bits_per_dim']:.4f} ± " in page
 
 
 def test_train_a_glow_from_the_command_line(tmp_path, capsys):

@@ -236,6 +236,7 @@ class Stream(IntEnum):
     DEQUANTISATION = 0
     CROPS = 2
     FLIPS = 3
+    LEVELS = 4
 
     def of(self, seed: int) -> int:
         """The Philox seed of this kind of numbers."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..ops.frozen_flow import Record
 
 Shape = tuple[int, int, int]
+Level = float | Tensor  # std of noise on images: of all, or (B,) of each
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 
 
@@ -17,7 +18,8 @@ class Layer(nn.Module, Generic[Output]):
 
     All sizes but the batch are known when a flow is built: it asks every layer what images look
     like after it. A layer that the compiled engine can run says so by its ``records``; a layer
-    without them runs on torch.
+    without them runs on torch. One that depends on the level of the noise on the images holds that
+    as its ``level``, and ``Flow.at`` takes a copy of it at another.
 
     Example:
         >>> import torch
@@ -31,6 +33,8 @@ class Layer(nn.Module, Generic[Output]):
         >>> flow.encode(torch.ones(1, 1, 2, 2))
         (tensor([[2., 2., 2., 2.]]), tensor([2.7726]))
     """
+
+    level: Level | None = None
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Output, Tensor]:
         """Towards the latent.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, cast
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._base.errors import is_whole, require
+from .._base.errors import is_real, is_whole, require
 from .._base.tensors import accumulate_dtype, check_tensor, plain
 from ..ops.frozen_flow import Record
-from .base import Layer, Shape
+from .base import Layer, Level, Shape
 from .check import check_flow
 from .conditioner import WeightNormConv2d, unchanged
 from .frozen import FrozenFlow
 from .layers import AffineCoupling, FactorOut, Standardise
 from .recompute import encode_recomputed
+
+_OF_A_LEVEL = ("bits_per_dim", "log_prob_peak")  # facts in ``info``
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,51 @@ class Flow(nn.Module):
         """
         return FrozenFlow(self, precision, device)
 
+    # -- levels of noise ---------------------------------------------------------------------
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """Lowest and highest std that ``at`` takes; None: trained at one level."""
+        return getattr(self.config, "levels", None)
+
+    def at(self, std: float) -> Flow:
+        """The density at one level of a flow that was trained over a range of them.
+
+        That of x + std e, x an image and e standard normal. It is a flow like any other: to solve
+        with, to freeze, to save. It shares the weights with this one, which is left as it is; its
+        ``info`` lacks what was measured at another level.
+
+        Args:
+            std: in ``levels``, in units of the [0, 1] range; ``config.smoothing`` of the result.
+        Raises:
+            ArgumentError: a std that is not in ``levels``, or a flow without them.
+
+        Example:
+            >>> import torch, flowinv_fast as ff
+            >>> config = ff.TarFlowConfig((1, 8, 8), width=8, heads=2, levels=(0.05, 0.5))
+            >>> flow = ff.tarflow(config)
+            >>> flow.at(0.5).log_prob(torch.rand(2, 1, 8, 8)).shape, flow.config.smoothing
+            (torch.Size([2]), 0.08)
+        """
+        levels, wanted = self.levels, "a flow trained over a range of levels"
+        require(levels is not None, "Flow.at", "flow", wanted, f"one of {self.config}")
+        assert levels is not None
+        low, high = levels
+        good = is_real(std) and low <= std <= high
+        require(good, "Flow.at", "std", f"a number in {low:g} .. {high:g}", repr(std))
+        view = self.at_each(float(std))
+        view.config = replace(self.config, smoothing=float(std))
+        if std != self.config.smoothing:
+            view.info = {k: v for k, v in self.info.items() if k not in _OF_A_LEVEL}
+        return view
+
+    def at_each(self, level: Level) -> Flow:
+        """For training: the same weights, image i of a batch (B, C, H, W) at level[i] of (B,)."""
+        view = copy.copy(self)
+        layers = nn.ModuleList(_at(layer, level) for layer in self._list())
+        view._modules = {**self._modules, "layers": layers}
+        return view
+
     check = check_flow
 
     def engine_plan(self) -> tuple[list[Layer[Any]], Shape, list[Record]] | None:
@@ -315,3 +363,12 @@ class Flow(nn.Module):
 
     def _zero_logdet(self, x: Tensor) -> Tensor:
         return plain(x).new_zeros(len(x), dtype=accumulate_dtype(x.dtype))
+
+
+def _at(layer: Layer[Any], level: Level) -> Layer[Any]:
+    """The layer at a level, its weights shared; itself where levels mean nothing to it."""
+    if layer.level is None:
+        return layer
+    view = copy.copy(layer)
+    view.level = level
+    return view

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._base.errors import is_whole, require
-from .base import Layer, Shape
+from .._base.errors import is_real, is_whole, require
+from .base import Layer, Level, Shape
 from .flow import Flow, FlowConfig
 from .layers import Logit, Standardise
+from .levels import LevelNetwork, NoisyStandardise
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class TarFlowConfig(FlowConfig):
         blocks: autoregressive maps one after the other, the patches' order reversed in between.
         layers: transformer layers in each.
         heads: attention heads; divides ``width``.
+        levels: lowest and highest std of noise on the images (unbounded support only): one flow of
+            the densities at all levels between, ``flow.at(std)``; then ``smoothing``, one of them,
+            is the level of the flow itself. None: one level.
         support, bits, alpha, smoothing: see ``FlowConfig``.
     Raises:
         ArgumentError: a value out of its range.
@@ -44,6 +48,7 @@ class TarFlowConfig(FlowConfig):
     blocks: int = 4
     layers: int = 3
     heads: int = 4
+    levels: tuple[float, float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +58,27 @@ class TarFlowConfig(FlowConfig):
         fits = height in (1, height // self.patch * self.patch) and width % self.patch == 0
         self._require(fits, "patch", f"a divisor of {height} and {width}")
         self._require(self.width % self.heads == 0, "heads", f"a divisor of {self.width}")
+        if self.levels is not None:
+            self._check_levels()
+
+    def _check_levels(self) -> None:
+        found: Any = self.levels
+        good = isinstance(found, (tuple, list)) and len(found) == 2 and all(map(is_real, found))
+        good = good and 0 < found[0] < found[1]
+        self._require(good, "levels", "two numbers, 0 < lowest < highest")
+        low, high = map(float, found)
+        object.__setattr__(self, "levels", (low, high))
+        inside = is_real(self.smoothing) and low <= self.smoothing <= high
+        self._require(inside, "smoothing", f"one of the levels {low:g} .. {high:g}")
+        unbounded = self.support == "unbounded"
+        self._require(unbounded, "support", "'unbounded', with levels")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without ``levels`` where there are none, as in files from before them."""
+        values = super().to_dict()
+        if self.levels is None:
+            del values["levels"]
+        return values
 
 
 def tarflow(config: TarFlowConfig) -> Flow:
@@ -69,11 +95,13 @@ def tarflow(config: TarFlowConfig) -> Flow:
         torch.Size([4])
     """
     layers: list[Layer[Any]] = [Logit(config.alpha)] if config.support == "bounded" else []
-    layers.append(Standardise(config.shape))
+    shape, levels = config.shape, config.levels
+    layers.append(NoisyStandardise(shape, levels[0]) if levels else Standardise(shape))
     for index in range(config.blocks):
         sizes = config.patch, config.width, config.layers, config.heads
-        layers.append(AutoregressivePatches(config.shape, *sizes, backwards=index % 2 == 1))
-    return Flow(layers, config)
+        layers.append(AutoregressivePatches(shape, *sizes, index % 2 == 1, levels))
+    flow = Flow(layers, config)
+    return flow.at(config.smoothing) if levels else flow
 
 
 class AutoregressivePatches(Layer[Tensor]):
@@ -88,6 +116,7 @@ class AutoregressivePatches(Layer[Tensor]):
         patch: side of the square patches, in rows from top left; of a single row, their length.
         width, layers, heads: of the transformer.
         backwards: go from the last patch to the first.
+        levels: lowest and highest level of noise that the transformer sees; it is at the lowest.
 
     Example:
         >>> import torch
@@ -107,6 +136,7 @@ class AutoregressivePatches(Layer[Tensor]):
         layers: int,
         heads: int,
         backwards: bool = False,
+        levels: tuple[float, float] | None = None,
     ):
         super().__init__()
         channels, height, columns = shape
@@ -117,11 +147,13 @@ class AutoregressivePatches(Layer[Tensor]):
         self.shape, self.patch, self.backwards = shape, patch, backwards
         self.size = channels * math.prod(self.sides)
         self.count = math.prod(shape) // self.size
-        self.conditioner = CausalTransformer(self.count, self.size, width, layers, heads)
+        sizes = self.count, self.size, width, layers, heads
+        self.conditioner = CausalTransformer(*sizes, levels)
+        self.level = None if levels is None else levels[0]
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         patches = self._patches(x)
-        mean, log_std = self.conditioner(patches[:, :-1])
+        mean, log_std = self.conditioner(patches[:, :-1], level=self.level)
         z = (patches - mean) * torch.exp(-log_std)
         return self._image(z), logdet - log_std.flatten(1).sum(1).to(logdet.dtype)
 
@@ -129,7 +161,7 @@ class AutoregressivePatches(Layer[Tensor]):
         latents = self._patches(z)
         known, past = latents[:, :0], self.conditioner.no_past()
         for t in range(self.count):
-            mean, log_std = self.conditioner(known, past)
+            mean, log_std = self.conditioner(known, past, self.level)
             patch = latents[:, t : t + 1] * torch.exp(log_std) + mean
             known = torch.cat([known, patch], 1)
             logdet = logdet + log_std.flatten(1).sum(1).to(logdet.dtype)
@@ -173,7 +205,7 @@ class CausalTransformer(nn.Module):
     Args:
         count: patches T of an image.
         size: numbers in a patch.
-        width, layers, heads: see ``TarFlowConfig``.
+        width, layers, heads, levels: see ``TarFlowConfig``.
 
     Example:
         >>> import torch
@@ -184,13 +216,23 @@ class CausalTransformer(nn.Module):
         torch.Size([3, 9, 4])
     """
 
-    def __init__(self, count: int, size: int, width: int, layers: int, heads: int):
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        levels: tuple[float, float] | None = None,
+    ):
         super().__init__()
         self.beginning = nn.Parameter(torch.randn(width) / 50)
         self.positions = nn.Parameter(torch.randn(count, width) / 50)
         self.embed = nn.Linear(size, width)
         self.layers = nn.ModuleList(CausalLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        moves = 2 * width * (2 * layers + 1)  # scale and shift of every norm
+        self.of_level = None if levels is None else LevelNetwork(levels, moves)
         self.last = nn.Linear(width, 2 * size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -199,24 +241,37 @@ class CausalTransformer(nn.Module):
         """What ``forward`` remembers before the first patch."""
         return [[] for _ in self.layers]
 
-    def forward(self, before: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, before: Tensor, past: Past | None = None, level: Level | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of the patches 1 .. t+1 from those before, (B, t, size): mean and log-std of each.
 
         Args:
             before: (B, t, size), t < T.
             past: of all but the last patch, and written to: then only what comes next is computed,
                 (B, 1, size) each.
+            level: of the noise, or (B,) of each image's; None: without ``levels``.
         """
         t = before.shape[1]
         h = self.embed(before if past is None else before[:, -1:])
         if past is None or t == 0:
             h = torch.cat([self.beginning.expand(len(before), 1, -1), h], 1)
         h = h + self.positions[t + 1 - h.shape[1] : t + 1]
+        *moves, last = self._moves(level, before)
         for index, layer in enumerate(self.layers):
-            h = layer(h, None if past is None else past[index])
+            own = moves[2 * index : 2 * index + 2]
+            h = layer(h, None if past is None else past[index], *own)
         with torch.autocast(h.device.type, enabled=False):
-            mean, log_std = self.last(self.norm(h.to(before.dtype))).chunk(2, dim=2)
+            h = moved(self.norm(h.to(before.dtype)), last)
+            mean, log_std = self.last(h).chunk(2, dim=2)
         return mean, log_std
+
+    def _moves(self, level: Level | None, like: Tensor) -> list[Tensor | None]:
+        """What the level does to each norm, see ``moved``."""
+        count = 2 * len(self.layers) + 1
+        if self.of_level is None or level is None:
+            return [None] * count
+        return list(self.of_level(level, like)[:, None].chunk(count, 2))
 
 
 class CausalLayer(nn.Module):
@@ -237,15 +292,22 @@ class CausalLayer(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, h: Tensor, past: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        past: list[Tensor] | None = None,
+        move: Tensor | None = None,
+        move_inside: Tensor | None = None,
+    ) -> Tensor:
         """(B, t, width) to the same shape.
 
         Args:
             past: keys and values of all places before the only one of h, or empty; written to.
+            move, move_inside: of the norms, see ``moved``.
         """
         batch, t, width = h.shape
         sizes = batch, t, 3, self.heads, width // self.heads
-        of_heads = self.queries_keys_values(self.norm(h)).view(sizes)
+        of_heads = self.queries_keys_values(moved(self.norm(h), move)).view(sizes)
         query, key, value = of_heads.permute(2, 0, 3, 1, 4)
         if past is not None:
             if past:
@@ -253,7 +315,19 @@ class CausalLayer(nn.Module):
             past[:] = key, value
         attention = attend(query, key, value, causal=past is None)
         h = h + self.projection(attention.transpose(1, 2).reshape(batch, t, width))
-        return h + self.inside(self.norm_inside(h))
+        return h + self.inside(moved(self.norm_inside(h), move_inside))
+
+
+def moved(h: Tensor, move: Tensor | None) -> Tensor:
+    """h (1 + scale) + shift of normalised h (B, t, width).
+
+    Args:
+        move: [scale | shift], (1, 1, 2 width) or (B, 1, 2 width); None: h as it is.
+    """
+    if move is None:
+        return h
+    scale, shift = move.chunk(2, 2)
+    return h * (1 + scale) + shift
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

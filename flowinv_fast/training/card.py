@@ -71,6 +71,7 @@ def write_card(
         "architecture": measure.architecture(flow),
         "training": flow.info,
         "held_out": measure.held_out_facts(flow, found[measure.HELD_OUT], data),
+        "levels": measure.level_facts(flow, images, seed, progress),
         "groups": measure.group_table(flow, found),
         "round_trip": measure.round_trip(flow, images, draws, seed),
         "pictures": _write_pictures(flow, images, found, folder, name, seed),

@@ -50,6 +50,7 @@ def card_page(facts: dict[str, Any]) -> str:
         made["support"],
         "uniform" if discrete else "gaussian",
         "histogram" if histogram else "no_histogram",
+        "range" if made.get("levels") else "gaussian_alone" if not discrete else "",
     }
     values = {**_flow(made), **_held_out(facts), **_round_trip(facts), **_run(facts)}
     return filled(_TEMPLATE, {**values, "name": facts["name"]}, conditions)
@@ -68,6 +69,7 @@ def _flow(made: dict[str, Any]) -> dict[str, str]:
         "alpha": f"{made['alpha']:g}",
         "levels": str(2 ** made["bits"]),
         "smoothing": f"{made['smoothing']:g}",
+        "range": " .. ".join(f"{level:g}" for level in made.get("levels") or ()),
     }
 
 
@@ -88,8 +90,14 @@ def _held_out(facts: dict[str, Any]) -> dict[str, str]:
         "samples": str(pictures["samples"]),
         "temperature": f"{pictures['temperature']:g}",
         "shown": str(pictures["held_out"]),
+        "at_levels": "; ".join(map(_at_level, facts.get("levels", ()))),
         "groups": "\n".join(groups),
     }
+
+
+def _at_level(row: dict[str, Any]) -> str:
+    bits, interval = (_number_text(row[key], ".4f") for key in ("bits_per_dim", "interval"))
+    return f"{row['level']:g}: {bits} ± {interval}"
 
 
 def _round_trip(facts: dict[str, Any]) -> dict[str, str]:

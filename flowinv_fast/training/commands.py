@@ -46,6 +46,12 @@ _TARFLOW_OPTIONS: list[_Option] = [
     ("patch", _COUNT, "4", "side of the patches"),
     ("layers", _COUNT, "3", "transformer layers in each map"),
     ("heads", _COUNT, "4", "attention heads"),
+    (
+        "levels",
+        {"type": real(0), "nargs": 2, "metavar": ("LOWEST", "HIGHEST")},
+        "one level, --smoothing",
+        "train over all levels of noise of this range: flow.at(std) is the density at one of them",
+    ),
 ]
 _GENERATOR_OPTIONS: list[_Option] = [
     ("latent-dim", _COUNT, "64", "numbers in a latent"),
@@ -245,6 +251,8 @@ def _train(arguments: argparse.Namespace) -> int:
     patches = arguments.patches
     both = patches and arguments.size
     require(not both, "train", "--size", "none beside --patches", arguments.size)
+    if arguments.model != "tarflow":
+        _refuse(arguments, ("levels",), "none but with --model tarflow")
     name = arguments.preset or ("photo-patch-16" if patches else None)
     preset = chosen_preset(name, arguments.model)
     out = output_folder(arguments.preset, arguments.out)
@@ -298,7 +306,7 @@ def _train_noise(arguments: argparse.Namespace) -> int:
 
     unused = ("preset", "held_out", "size", "crops", "patches", "flips", "start")
     _refuse(arguments, unused, "none with --kind noise")
-    of_levels = ("support", "bits", "alpha", "smoothing")
+    of_levels = ("support", "bits", "alpha", "smoothing", "levels")
     _refuse(arguments, of_levels, "none with --kind noise, whose numbers are real")
     model, out = arguments.model or "realnvp", str(arguments.out or "")
     require(model in _FLOWS, "train", "--model", f"one of {_FLOWS} with --kind noise", model)

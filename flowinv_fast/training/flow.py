@@ -13,17 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import ops
 from .._base.errors import SolverError, is_real, require
 from .._base.identity import digest
-from .._base.tensors import STANDARDISATION
+from .._base.tensors import STANDARDISATION, Stream
 from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
 from ..flows.flow import Flow, FlowConfig
 from ..flows.io import build_flow, save_flow
+from ..flows.levels import told_levels
 from .config import TrainConfig
 from .trainer import Trainer
 
 _MOST_BAD_STEPS = 20
+_AT_LEVEL = "bits_per_dim_"  # and a level: names of what is measured there
+_SOME = 1000  # held-out images, where all would take too long
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class FlowTrainer(Trainer):
 
     A step minimises -mean log p(x) + penalty * sum of squared weight-normalisation gains over
     dequantised images x. Files, resuming and arguments are those of every ``Trainer``.
+
+    A flow of a range of levels sees each image with noise of a level of its own, log-uniform in the
+    range; bits/dim are at the level ``smoothing``, and for the first thousand held-out images at
+    the lowest, the middle and the highest, too ("bits_per_dim_0.03", ...).
 
     Where torch.distributed is initialised, every process takes its part of each batch, gradients
     are averaged (DistributedDataParallel) and the first process alone writes files.
@@ -144,8 +152,8 @@ class FlowTrainer(Trainer):
         if fresh and self._start is None:
             images = self.source.batch(0, min(4096, len(self.source)))
             first = pixels(self.flow, images)
-            first = self.flow.dequantise(first, self.train_config.seed, STANDARDISATION)
-            self.flow.initialise(first)
+            flow = self.flow if self.flow.levels is None else self.flow.at(self.flow.levels[0])
+            flow.initialise(flow.dequantise(first, self.train_config.seed, STANDARDISATION))
             self.average.load_state_dict(self.flow.state_dict())
         if self.train_config.compile:
             for conditioner in self.flow.conditioners():
@@ -156,13 +164,9 @@ class FlowTrainer(Trainer):
 
     def _update(self, images: Tensor, first: int) -> float:
         config = self.train_config
-        x = pixels(self.flow, images)
-        # Philox blocks of four numbers, image after image: the same in any number of processes
-        # where an image has a multiple of four.
-        blocks = math.ceil(x[:1].numel() / 4)
-        x = self.flow.dequantise(x, config.seed, (self.step * config.batch + first) * blocks)
+        noisy = self._noisy(pixels(self.flow, images), first)
         with conditioner_precision(config.precision, self.device):
-            log_prob = self.log_prob(x)
+            log_prob = self.log_prob(*noisy)
         bits = self.flow.bits_per_dim(log_prob.detach()).mean()
         loss = -log_prob.mean() + config.penalty * self.flow.weight_norm_penalty()
         (adam,) = self.optimisers.values()
@@ -177,6 +181,32 @@ class FlowTrainer(Trainer):
         adam.step()
         self._move_average(min(config.ema, (self.step + 1) / (self.step + 11)))
         return bits.item()
+
+    def _noisy(self, x: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) with the noise of training and, for a flow of levels, those (B,)."""
+        # Philox blocks of four numbers, image after image: the same in any number of processes
+        # where an image has a multiple of four.
+        config, blocks = self.train_config, math.ceil(x[:1].numel() / 4)
+        offset = (self.step * config.batch + first) * blocks
+        if self.flow.levels is None:
+            return (self.flow.dequantise(x, config.seed, offset),)
+        level = self._levels(len(x), first)
+        std = level.view(-1, 1, 1, 1)
+        return ops.gaussian_noise(x, std, list(x.shape), config.seed, offset), level
+
+    def _levels(self, count: int, first: int) -> Tensor:
+        """A level for each of ``count`` images, from image ``first`` of the batch on, (count,).
+
+        Those of a batch are spread evenly over the logarithms of the range, from a random start
+        (Kingma et al., Variational diffusion models, 2021), so each is log-uniform.
+        """
+        low, high = map(math.log, self.flow.levels or (1.0, 1.0))
+        size, seed = self.train_config.batch, Stream.LEVELS.of(self.train_config.seed)
+        start = ops.random_bits(1, seed, self.step).item() / 2**32
+        place = (
+            start + torch.arange(first, first + count, dtype=torch.float64, device="cpu") / size
+        ) % 1
+        return (low + (high - low) * place).exp().to(self.device, torch.float32)
 
     def _count_bad_step(self) -> None:
         self.bad_steps += 1
@@ -199,12 +229,25 @@ class FlowTrainer(Trainer):
             x = self.average.dequantise(clean, 1, start * clean[0].numel())
             log_prob = self.average.log_prob(x)
             bits.append(self.average.bits_per_dim(log_prob))
-            if start < 1000:  # a smoothed flow peaks without the noise, a bounded one with it
+            if start < _SOME:  # a smoothed flow peaks without the noise, a bounded one with it
                 peaks.append(torch.maximum(log_prob, self.average.log_prob(clean)).max().item())
         return {
             "bits_per_dim": round(torch.cat(bits).mean().item(), 4),
             "log_prob_peak": round(max(peaks), 1),
+            **self._measure_levels(batch),
         }
+
+    def _measure_levels(self, batch: int) -> dict[str, float | None]:
+        """Mean bits/dim at the levels that are told, over some of the held-out images."""
+        found: dict[str, float | None] = {}
+        for level in told_levels(self.flow.levels) if self.flow.levels else ():
+            flow, bits = self.average.at(level), []
+            for start, some in enumerate(self.held_out[:_SOME].split(batch)):
+                clean = pixels(flow, some)
+                x = flow.dequantise(clean, 1, start * batch * clean[0].numel())
+                bits.append(flow.bits_per_dim(flow.log_prob(x)))
+            found[f"{_AT_LEVEL}{level:.3g}"] = round(torch.cat(bits).mean().item(), 4)
+        return found
 
     @property
     def model(self) -> Flow:
@@ -222,9 +265,12 @@ class FlowTrainer(Trainer):
         return float(result["bits_per_dim"]) if self.config.bits == 0 else -math.inf
 
     def _sentence(self, result: dict[str, Any]) -> str:
+        told = {k.removeprefix(_AT_LEVEL): v for k, v in result.items() if k.startswith(_AT_LEVEL)}
+        levels = ", ".join(f"{bits:.3f} at {level}" for level, bits in told.items())
         return (
             f"epoch {result['epoch']:g}: {result['bits_per_dim']:.3f} bits/dim on "
-            f"{result['held_out_images']} held-out images after {result['seconds'] / 60:.1f} min"
+            f"{result['held_out_images']} held-out images{levels and f' ({levels})'} after "
+            f"{result['seconds'] / 60:.1f} min"
         )
 
 
@@ -243,8 +289,9 @@ class _LogProb(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.flow.log_prob(x)
+    def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
+        flow = self.flow if level is None else self.flow.at_each(level)
+        return flow.log_prob(x)
 
 
 def pixels(flow: Flow, images: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from ..data.sources import Crops
 from ..flows.flow import Flow
 from ..flows.io import architecture_of
 from ..flows.layers import AffineCoupling
+from ..flows.levels import told_levels
 from ..metrics import interval
 from .flow import pixels
 
 HELD_OUT = "held-out images"
 ROUND_TRIPS = 256
 _BATCH = 64
+_OF_LEVEL = ("finite", "bits_per_dim", "interval")
 
 
 def held_out_images(
@@ -129,6 +131,18 @@ def held_out_facts(flow: Flow, log_prob: Tensor, data: str) -> dict[str, Any]:
         "bits_per_dim": number(bits.mean()),
         "interval": number(interval(bits.numpy())),
     }
+
+
+def level_facts(
+    flow: Flow, images: Tensor, seed: int, progress: bool | None
+) -> list[dict[str, Any]]:
+    """The same at three levels of a flow that was trained over a range; none for another flow."""
+    found = []
+    for level in told_levels(flow.levels) if flow.levels else ():
+        at = flow.at(level)
+        facts = held_out_facts(at, log_probs(at, {HELD_OUT: images}, seed, progress)[HELD_OUT], "")
+        found.append({"level": number(level), **{k: facts[k] for k in _OF_LEVEL}})
+    return found
 
 
 def group_table(flow: Flow, log_probs: dict[str, Tensor]) -> list[dict[str, Any]]:

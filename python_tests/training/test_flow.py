@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,6 +132,53 @@ def test_a_tarflow_learns_and_resumes_bit_for_bit_along_a_cosine(tmp_path, preci
     assert part.run(stop=lambda: next(steps, None) is None)["step"] == 11
     trainer(tmp_path / "parts", 4, TARFLOW, **options).run()
     assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+LEVELS = replace(TARFLOW, levels=(0.03, 0.5))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_flow_of_levels_learns_at_each_and_resumes_bit_for_bit(tmp_path, precision):
+    options = {"precision": precision, "penalty": 0.0}
+    whole = trainer(tmp_path / "whole", 4, LEVELS, **options)
+    names = ["bits_per_dim", "bits_per_dim_0.03", "bits_per_dim_0.122", "bits_per_dim_0.5"]
+    before, after = whole.evaluate(), whole.run(evaluate_every=2)
+    assert all(after[name] < before[name] - 0.02 for name in names[:3])
+    assert after[names[1]] < after[names[0]] < after[names[2]] < after[names[3]]
+    logged = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
+    assert [logged[name] for name in names] == [after[name] for name in names]
+    told = whole._sentence(after)
+    assert f"({after[names[1]]:.3f} at 0.03, {after[names[2]]:.3f} at 0.122, " in told
+    steps = iter(range(11))
+    part = trainer(tmp_path / "parts", 4, LEVELS, **options)
+    assert part.run(stop=lambda: next(steps, None) is None)["step"] == 11
+    trainer(tmp_path / "parts", 4, LEVELS, **options).run(evaluate_every=2)
+    assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    with pytest.raises(ArgumentError, match="another levels"):
+        trainer(tmp_path / "parts", 4, replace(LEVELS, levels=(0.03, 0.4)), **options)
+    with pytest.raises(ArgumentError, match="another levels"):
+        trainer(tmp_path / "parts", 4, TARFLOW, **options)
+
+
+def test_each_image_has_noise_of_its_own_level(tmp_path):
+    """Log-uniform in the range, anew at every step, and the same however a batch is shared."""
+    run = trainer(tmp_path, 1, LEVELS, batch=64)
+    images, seen, log_prob = stripes(256, 0)[:64], [], run.log_prob
+    run.log_prob = lambda x, level: seen.append((x, level)) or log_prob(x, level)
+    for first, count in ((0, 64), (0, 32), (32, 32)):
+        run._update(images[first : first + count], first)
+    (x, level), *halves = seen
+    assert torch.equal(x, torch.cat([half[0] for half in halves]))
+    assert torch.equal(level, torch.cat([half[1] for half in halves]))
+    noise = (x - images / 255).flatten(1).std(1)
+    assert (noise / level).sub(1).abs().max() < 0.5 and (noise / level).sub(1).mean().abs() < 0.05
+    found = []
+    for run.step in range(50):
+        found.append(run._levels(64, 0))
+        assert 0.0299 < found[-1].min() and found[-1].max() < 0.5001
+    place = torch.cat(found).log().sub(math.log(0.03)).div(math.log(0.5 / 0.03))
+    assert len(place.unique()) > 3000
+    assert scipy.stats.kstest(place.numpy(), "uniform").statistic < 0.02
 
 
 def test_a_cosine_ends_at_zero_with_the_epochs_or_the_minutes(tmp_path, monkeypatch):
@@ -302,7 +351,7 @@ def test_start_is_where_training_begins(tmp_path):
             CONFIG, options, *images, third, progress=False, start=start
         )
         assert_names("start", run)
-    smoother = RealNVPConfig(**{**CONFIG.to_dict(), "smoothing": 0.2})
+    smoother = replace(CONFIG, smoothing=0.2)
     FlowTrainer(smoother, options, *images, tmp_path / "third", progress=False, start=flow)
 
 
