@@ -271,7 +271,6 @@ def test_train_a_tarflow_of_levels_from_the_command_line(tmp_path, capsys):
     train = ["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run"), "--quiet"]
     train += "--width 8 --blocks 1 --layers 1 --heads 2 --batch 16 --epochs 1".split()
     for options, word in (
-        (["--levels", "0.05", "0.5"], "--levels"),  # of no tarflow
         (["--levels", "0.5", "0.05", "--model", "tarflow"], "levels"),
         (["--levels", "0.05", "--model", "tarflow"], "--levels"),
         (["--levels", "0.2", "0.5", "--model", "tarflow"], "smoothing"),
@@ -289,6 +288,26 @@ def test_train_a_tarflow_of_levels_from_the_command_line(tmp_path, capsys):
     page = (tmp_path / "card" / "a.md").read_text()
     assert "deviations 0.05 .. 0.5 of the range of grey; told below at 0.08" in page
     assert f"other levels of noise: 0.05: {facts['levels'][0]['bits_per_dim']:.4f} ± " in page
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--levels 0.05 0.5", "--levels: expected none for a realnvp"),
+        ("--width 8 --model glow", "--width: expected none for a glow"),
+        ("--scales 2 --model tarflow", "--scales: expected none for a tarflow"),
+        ("--hidden 8 --model vae", "--hidden: expected none for a vae"),
+        ("--penalty 0.1 --model dcgan", "--penalty: expected none for a dcgan"),
+        ("--alpha 0.1", "--alpha: expected none with unbounded support"),
+        ("--smoothing 0.1 --support bounded", "--smoothing: expected none with bounded support"),
+        ("--heads 2 --kind noise", "--heads: expected none for a realnvp"),
+    ],
+)
+def test_options_of_another_model_are_not_ignored(tmp_path, capsys, options, named):
+    np.save(tmp_path / "x.npy", np.random.default_rng().integers(0, 256, (20, 8, 8), np.uint8))
+    files = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]
+    assert main(["train", *files, *options.split()]) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_train_a_glow_from_the_command_line(tmp_path, capsys):

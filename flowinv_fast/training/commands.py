@@ -90,6 +90,13 @@ _FLOW_TRAIN_OPTIONS: list[_Option] = [
     ("ema", {"type": real(0, 1, ends=True)}, "0.999", "decay of the weights' moving average"),
     ("recompute", _FLAG, "", "recompute activations: memory of one coupling"),
 ]
+_MODEL_OPTIONS = {
+    "architecture of a flow": _FLOW_OPTIONS,
+    "architecture of a tarflow (and --blocks, --width)": _TARFLOW_OPTIONS,
+    "architecture of a generator (dcgan, vae)": _GENERATOR_OPTIONS,
+    "training": _TRAIN_OPTIONS,
+    "training of a flow": _FLOW_TRAIN_OPTIONS,
+}
 
 
 def add_commands(
@@ -127,14 +134,7 @@ def _add_train(
     )
     _add_kind(train)
     _add_data(train)
-    groups = {
-        "architecture of a flow": _FLOW_OPTIONS,
-        "architecture of a tarflow (and --blocks, --width)": _TARFLOW_OPTIONS,
-        "architecture of a generator (dcgan, vae)": _GENERATOR_OPTIONS,
-        "training": _TRAIN_OPTIONS,
-        "training of a flow": _FLOW_TRAIN_OPTIONS,
-    }
-    for title, options in groups.items():
+    for title, options in _MODEL_OPTIONS.items():
         group = train.add_argument_group(title)
         for name, kind, default, meaning in options:
             text = f"{meaning} (default {default})" if default else meaning
@@ -251,8 +251,6 @@ def _train(arguments: argparse.Namespace) -> int:
     patches = arguments.patches
     both = patches and arguments.size
     require(not both, "train", "--size", "none beside --patches", arguments.size)
-    if arguments.model != "tarflow":
-        _refuse(arguments, ("levels",), "none but with --model tarflow")
     name = arguments.preset or ("photo-patch-16" if patches else None)
     preset = chosen_preset(name, arguments.model)
     out = output_folder(arguments.preset, arguments.out)
@@ -282,6 +280,7 @@ def _train_flow(arguments: argparse.Namespace, preset: Preset, out: Path) -> int
     )
     assert held_out is not None  # there is a fraction
     config = _changed(preset.config, arguments, shape=images.shape)
+    _check_options(arguments, config, train_config)
     start = load_flow(arguments.start) if arguments.start else None
     info, progress = {"data": arguments.data}, not arguments.quiet
     with shared_training(arguments.device) as device:
@@ -312,6 +311,7 @@ def _train_noise(arguments: argparse.Namespace) -> int:
     require(model in _FLOWS, "train", "--model", f"one of {_FLOWS} with --kind noise", model)
     require(bool(out), "train", "--out", "a folder", "none")
     require(process_count() == 1, "train", "--kind", "prior in several processes", "noise")
+    _check_options(arguments, DEFAULTS[model]().config, noise_training(1))
     read = partial(load_recordings, unit=arguments.unit, dataset=arguments.dataset)
     samples, clean = read(arguments.data), None
     if arguments.clean:
@@ -368,6 +368,7 @@ def _train_generator(arguments: argparse.Namespace, preset: Preset, out: Path) -
     train_config = _changed(preset.train, arguments)
     images, held_out = training_images(arguments.data, arguments.held_out, size=_size(arguments))
     config = _changed(preset.config, arguments, shape=images.shape)
+    _check_options(arguments, config, train_config)
     info, progress = {"data": arguments.data}, not arguments.quiet
     with shared_training(arguments.device) as device:
         trainer = GeneratorTrainer(
@@ -389,6 +390,17 @@ def _run(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.save_minutes,
             lambda: bool(came),
         )
+
+
+def _check_options(arguments: argparse.Namespace, config: Any, train_config: Any) -> None:
+    """Options of another model, or of another support, are not ignored."""
+    known = {field.name for part in (config, train_config) for field in fields(part)}
+    model = getattr(config, "kind", type(config).__name__.removesuffix("Config").lower())
+    names = [option[0].replace("-", "_") for group in _MODEL_OPTIONS.values() for option in group]
+    _refuse(arguments, tuple(n for n in names if n not in known), f"none for a {model}")
+    support = getattr(config, "support", "")
+    unused = {"bounded": ("smoothing",), "unbounded": ("alpha",)}.get(support, ())
+    _refuse(arguments, unused, f"none with {support} support")
 
 
 def _changed(config: Any, arguments: argparse.Namespace, **values: Any) -> Any:

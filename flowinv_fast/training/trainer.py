@@ -235,7 +235,7 @@ class Trainer(ABC):
                 if self.step % period == 0 and self.step < self.last_step:
                     result = self.evaluate()
                     mark = saved = time.perf_counter()
-                    if self.rank == 0 and share() <= 1:  # training goes on
+                    if self.progress and share() <= 1:  # training goes on
                         bar.write(self._sentence(result))
                 elif now - saved > 60 * save_minutes:
                     if self.rank == 0:
