@@ -41,7 +41,7 @@ from flowinv_fast.data import Crops, load_images
 from flowinv_fast.flows import AffineCoupling, ChannelMixing, Flow, GlowConfig, Squeeze, glow
 from flowinv_fast.flows.conditioner import ResidualNetwork
 from flowinv_fast.training.flow import FlowTrainConfig, FlowTrainer, pixels
-from flowinv_fast.training.presets import PRESETS
+from flowinv_fast.training.presets import chosen_preset
 
 
 class Run(FlowTrainer):
@@ -210,10 +210,10 @@ VARIANTS = {
 
 def study_of(preset: str, images: Callable[[int], object], held_out: Tensor) -> Study:
     """Of a preset's RealNVP, in the words of a Glow; the learning rate stays the same."""
-    chosen = PRESETS[preset]
-    flow = GlowConfig(**chosen.config.to_dict())
-    flow = replace(flow, mixing=False, conditional_prior=False)
-    train = replace(chosen.train, epochs=1e6, halve_every=1e6, warmup=50, precision="bf16")
+    chosen = chosen_preset(preset, "realnvp")
+    flow = GlowConfig(**chosen.config.to_dict(), mixing=False, conditional_prior=False)
+    same = {"epochs": 1e6, "schedule": "halving", "halve_every": 1e6}
+    train = replace(chosen.train, **same, warmup=50, precision="bf16")
     return Study(flow, train, images, held_out, VARIANTS)
 
 

@@ -7,8 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flowinv_fast.flows import realnvp
-from flowinv_fast.training.presets import PRESETS
+from flowinv_fast.flows import (
+    AffineCoupling,
+    GlowConfig,
+    RealNVPConfig,
+    TarFlowConfig,
+    build_flow,
+)
+from flowinv_fast.training.presets import PRESETS, chosen_preset
+
+KINDS = {"realnvp": RealNVPConfig, "glow": GlowConfig, "tarflow": TarFlowConfig}
 
 TABLE_1 = {
     "mnist-28": {
@@ -50,8 +58,9 @@ def test_the_papers_settings(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_encodes(name):
     preset = PRESETS[name]
-    flow = realnvp(replace(preset.config, hidden=2))
-    assert len(flow.gains()) == 6 * (flow.config.scales - 1) + 4
+    flow = build_flow(replace(preset.config, hidden=2))
+    couplings = sum(isinstance(layer, AffineCoupling) for layer in flow.layers)
+    assert couplings == 6 * (flow.config.scales - 1) + 4
     assert preset.about
     x = torch.rand(2, *preset.config.shape)
     with torch.no_grad():
@@ -62,4 +71,18 @@ def test_every_preset_encodes(name):
 
 
 def test_the_colour_prior_has_34_couplings():
-    assert len(realnvp(replace(PRESETS["celeba-hq-64"].config, hidden=2)).gains()) == 34
+    assert len(build_flow(replace(PRESETS["celeba-hq-64"].config, hidden=2)).gains()) == 34
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_of_every_model_has_its_images(name):
+    own = PRESETS[name]
+    assert chosen_preset(name) == own
+    for model, kind in KINDS.items():
+        preset = chosen_preset(name, model)
+        assert type(preset.config) is kind
+        for fact in ("shape", "support", "bits", "alpha", "smoothing"):
+            assert getattr(preset.config, fact) == getattr(own.config, fact)
+        assert (preset.crops, preset.patches, preset.flips) == (own.crops, own.patches, own.flips)
+        if kind is type(own.config):
+            assert preset == own
