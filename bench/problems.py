@@ -59,7 +59,7 @@ TV_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 GAUSSIAN, TV, BM3D, WIENER = "Gaussian MAP", "TV, same law", "BM3D", "Wiener"
 OTHERS = (GAUSSIAN, TV, BM3D, WIENER)
 # The call without options under another prior.
-TARFLOW, TARFLOWS = "default, TarFlow", {"grey": "fashion-28-tarflow"}
+OTHER_PRIOR, OTHER_FLOWS = "default, other prior", {"grey": "fashion-28-tarflow"}
 
 
 @dataclass
@@ -193,9 +193,9 @@ class Bench:
 
     def other(self, name: str, case: Case, tuning: Case) -> dict:
         """Another's method, or another prior."""
-        if name == TARFLOW:
+        if name == OTHER_PRIOR:
             absent = {"absent": "none is shipped"}
-            prior = TARFLOWS.get(case.kind)
+            prior = OTHER_FLOWS.get(case.kind)
             return self.solved(case, {}, prior=prior) if prior else absent
         if name == GAUSSIAN:
             if isinstance(case.problem.law, ff.noise.Gaussian) and case.problem.std is None:
@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ["default", *NAMED, *WEIGHTED, TARFLOW, *OTHERS]
+    names = ["default", *NAMED, *WEIGHTED, OTHER_PRIOR, *OTHERS]
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", choices=list(FLOWS), default=list(FLOWS))
     parser.add_argument("--only", nargs="+", metavar="PROBLEM")

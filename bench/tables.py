@@ -367,7 +367,7 @@ def problems(result: dict) -> Lines:
     if where["steps"]:
         facts.append(f"{where['steps']} steps")
     lines = conditions(where, *facts)
-    others = ["default, TarFlow", "Gaussian MAP", "TV, same law", "BM3D", "Wiener"]
+    others = ["default, other prior", "Gaussian MAP", "TV, same law", "BM3D", "Wiener"]
     for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["kind"] == kind]
         weights = sorted({w for row in rows for w in row["cells"] if w.startswith("beta")})
