@@ -269,7 +269,7 @@ def test_shipped_flows_know_a_peak_that_their_own_images_respect(name):
         images = flow.dequantise(images, 3)
     log_prob, peak = flow.freeze().log_prob(images), flow.info["log_prob_peak"]
     # The peak may be of other noise, or of other crops than these, which differ most.
-    slack = {"mnist-28": 100, "photo-64-small": 1000}.get(name, 0.1)
+    slack = {"mnist-28": 100, "photo-64-small": 2000}.get(name, 0.1)
     assert log_prob.max() <= peak + slack
     below = 4 if "patch" in name else 2 if "photo" in name else 1  # nats a number
     assert log_prob.median() > peak - below * images[0].numel()
