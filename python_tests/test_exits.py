@@ -31,7 +31,8 @@ def images(folder: Path, count: int = 64) -> str:
 
 
 def training(folder: Path, *more: str) -> list[str]:
-    options = "--epochs 2 --batch 16 --hidden 4 --blocks 1 --scales 1 --quiet".split()
+    options = "--epochs 2 --batch 16 --quiet".split()
+    options += [] if "vae" in more else "--hidden 4 --blocks 1 --scales 1".split()
     return ["train", "--data", str(folder / "x.npy"), "--out", str(folder / "run"), *options, *more]
 
 

@@ -75,7 +75,7 @@ ABLE = {
         *("scale", "plain", "both"),
     },
     Initial: OPERATORS,
-    Continuation: {"sign", "both"},
+    Continuation: {"sign", "both", "flow"},  # a flow's at(std) takes as many arguments
     Linear: {"identity", "scale", "sign", "both", "numpy-linear"},
     # A flow's sample(n, temperature) takes as many arguments.
     Sampled: {
