@@ -253,6 +253,7 @@ def _train(arguments: argparse.Namespace) -> int:
     require(not both, "train", "--size", "none beside --patches", arguments.size)
     name = arguments.preset or ("photo-patch-16" if patches else None)
     preset = chosen_preset(name, arguments.model)
+    _check_options(arguments, preset)
     out = output_folder(arguments.preset, arguments.out)
     if arguments.model in (None, *_FLOWS):
         return _train_flow(arguments, preset, out)
@@ -280,7 +281,6 @@ def _train_flow(arguments: argparse.Namespace, preset: Preset, out: Path) -> int
     )
     assert held_out is not None  # there is a fraction
     config = _changed(preset.config, arguments, shape=images.shape)
-    _check_options(arguments, config, train_config)
     start = load_flow(arguments.start) if arguments.start else None
     info, progress = {"data": arguments.data}, not arguments.quiet
     with shared_training(arguments.device) as device:
@@ -311,7 +311,7 @@ def _train_noise(arguments: argparse.Namespace) -> int:
     require(model in _FLOWS, "train", "--model", f"one of {_FLOWS} with --kind noise", model)
     require(bool(out), "train", "--out", "a folder", "none")
     require(process_count() == 1, "train", "--kind", "prior in several processes", "noise")
-    _check_options(arguments, DEFAULTS[model]().config, noise_training(1))
+    _check_options(arguments, DEFAULTS[model]())
     read = partial(load_recordings, unit=arguments.unit, dataset=arguments.dataset)
     samples, clean = read(arguments.data), None
     if arguments.clean:
@@ -368,7 +368,6 @@ def _train_generator(arguments: argparse.Namespace, preset: Preset, out: Path) -
     train_config = _changed(preset.train, arguments)
     images, held_out = training_images(arguments.data, arguments.held_out, size=_size(arguments))
     config = _changed(preset.config, arguments, shape=images.shape)
-    _check_options(arguments, config, train_config)
     info, progress = {"data": arguments.data}, not arguments.quiet
     with shared_training(arguments.device) as device:
         trainer = GeneratorTrainer(
@@ -392,13 +391,14 @@ def _run(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
         )
 
 
-def _check_options(arguments: argparse.Namespace, config: Any, train_config: Any) -> None:
+def _check_options(arguments: argparse.Namespace, preset: Preset) -> None:
     """Options of another model, or of another support, are not ignored."""
-    known = {field.name for part in (config, train_config) for field in fields(part)}
+    config: Any = preset.config
+    known = {field.name for part in (config, preset.train) for field in fields(part)}
     model = getattr(config, "kind", type(config).__name__.removesuffix("Config").lower())
     names = [option[0].replace("-", "_") for group in _MODEL_OPTIONS.values() for option in group]
     _refuse(arguments, tuple(n for n in names if n not in known), f"none for a {model}")
-    support = getattr(config, "support", "")
+    support = getattr(arguments, "support", getattr(config, "support", ""))
     unused = {"bounded": ("smoothing",), "unbounded": ("alpha",)}.get(support, ())
     _refuse(arguments, unused, f"none with {support} support")
 
