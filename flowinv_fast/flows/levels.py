@@ -48,8 +48,13 @@ class NoisyStandardise(Standardise):
     def initialise(self, x: Tensor, floor: float) -> None:
         """Take mean and std at the lowest level of images x (B, C, H, W) at ``level``."""
         super().initialise(x, floor)
-        least = self.lowest**2
-        self.std.copy_((self.std.square() - self._more(x)[0]).clamp_min(least).sqrt())
+        self.lower()
+
+    @torch.no_grad()
+    def lower(self) -> None:
+        """Take ``std`` as that at ``level``, and make it that at the lowest level."""
+        variance = self.std.square() - self._more(self.std)[0]
+        self.std.copy_(variance.clamp_min(self.lowest**2).sqrt())
 
     def encode(self, x: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
         std = self._std(x)

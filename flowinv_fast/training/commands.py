@@ -230,7 +230,8 @@ def _add_data(train: argparse.ArgumentParser) -> None:
         action="store_true",
         help="mirror half of the training images (a flow's; crops always)",
     )
-    add("--start", metavar="FLOW", help="weights to start at: a name or a file (a flow's)")
+    text = "weights to start at: a name or a file; for --levels also of one level (a flow's)"
+    add("--start", metavar="FLOW", help=text)
     add(
         "--model",
         choices=MODELS,

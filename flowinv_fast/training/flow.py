@@ -21,7 +21,7 @@ from ..data.sources import Crops, Stored
 from ..flows.conditioner import conditioner_precision
 from ..flows.flow import Flow, FlowConfig
 from ..flows.io import build_flow, save_flow
-from ..flows.levels import told_levels
+from ..flows.levels import NoisyStandardise, told_levels
 from .config import TrainConfig
 from .trainer import Trainer
 
@@ -91,7 +91,8 @@ class FlowTrainer(Trainer):
     Args:
         held_out: uint8 (M, C, H, W), never trained on.
         start: a flow of this architecture whose weights training starts at; None: the identity.
-            The smoothing may differ.
+            The smoothing may differ. A flow of levels also starts at one of a single level, and
+            has its density at that level.
     Raises:
         ArgumentError: images of another size, a folder with another configuration's state, or a
             batch that the processes cannot share evenly.
@@ -134,7 +135,7 @@ class FlowTrainer(Trainer):
     def _build(self) -> None:
         self.flow = build_flow(self.config)
         if self._start is not None:
-            self.flow.load_state_dict(self._start.state_dict())
+            _begin_at(self._start, self.flow)
         self.flow.to(self.device).recompute = self.train_config.recompute
         self.average = copy.deepcopy(self.flow).eval().requires_grad_(False)
         gains = self.flow.gains()
@@ -275,11 +276,25 @@ class FlowTrainer(Trainer):
 
 
 def _check_start(start: Flow, config: FlowConfig) -> None:
-    """A flow to start at has the architecture that is trained, but for the smoothing."""
+    """A flow to start at has the architecture that is trained, but for the smoothing.
+
+    Levels it may lack.
+    """
     same = type(start.config) is type(config)
     found, wanted = start.config.to_dict(), config.to_dict()
+    if start.levels is None:
+        wanted.pop("levels", None)
     same = same and found | {"smoothing": 0} == wanted | {"smoothing": 0}
     require(same, "FlowTrainer", "start", f"a flow of {config}", start.config)
+
+
+def _begin_at(start: Flow, flow: Flow) -> None:
+    """Copy the weights of ``start``; what a flow of one level lacks, of levels, stays as it is."""
+    flow.load_state_dict({**flow.state_dict(), **start.state_dict()})
+    if start.levels is None and flow.levels is not None:
+        for layer in flow.at_each(start.config.smoothing).layers:
+            if isinstance(layer, NoisyStandardise):
+                layer.lower()
 
 
 class _LogProb(nn.Module):
