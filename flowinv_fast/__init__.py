@@ -25,7 +25,8 @@ from .flows import (
 )
 from .reconstruction import strategies
 from .reconstruction.objectives import CSGM, MAP, MLE, AsimLikelihood, AsimProxy
-from .reconstruction.posterior import sample_posterior
+from .reconstruction.posterior import PosteriorSamples, sample_posterior
+from .reconstruction.posterior_mean import PosteriorMean
 from .reconstruction.reconstruct import measure, reconstruct
 from .reconstruction.recovery import recovery_bound
 from .reconstruction.result import Reconstruction
@@ -46,6 +47,8 @@ __all__ = [
     "MAP",
     "MLE",
     "PatchPrior",
+    "PosteriorMean",
+    "PosteriorSamples",
     "RealNVPConfig",
     "Reconstruction",
     "ResultWarning",

@@ -119,6 +119,7 @@ class Flow(nn.Module):
         self._rest = shape  # of what no layer let go
         self._sizes = [*sizes, math.prod(shape)]
         self.info: dict[str, Any] = {}  # provenance, filled by load_flow
+        self.level_is_given = False  # by ``at``: else a solve may choose the level
         self.recompute = False  # of encode: see ``encode_recomputed``
 
     # -- the map -----------------------------------------------------------------------------
@@ -235,6 +236,7 @@ class Flow(nn.Module):
         good = is_real(std) and low <= std <= high
         require(good, "Flow.at", "std", f"a number in {low:g} .. {high:g}", repr(std))
         view = self.at_each(float(std))
+        view.level_is_given = True
         view.config = replace(self.config, smoothing=float(std))
         if std != self.config.smoothing:
             view.info = {k: v for k, v in self.info.items() if k not in _OF_A_LEVEL}

@@ -91,6 +91,29 @@ class PatchPrior(Fixed):
         require(own, f"{_NAME}.freeze", "flow", wanted, type(self.flow).__name__)
         return self
 
+    def at(self, std: float) -> PatchPrior:
+        """The same of ``flow.at(std)``, of a flow of levels.
+
+        Raises:
+            ArgumentError: as for ``Flow.at``.
+        """
+        return PatchPrior(self.flow.at(std), self.stride)
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """Of the flow; None where it has none, as a frozen one."""
+        return getattr(self.flow, "levels", None)
+
+    @property
+    def level_is_given(self) -> bool:
+        """Of the flow: whether ``at`` chose its level."""
+        return self.flow.level_is_given
+
+    @property
+    def config(self) -> Any:
+        """Of the flow."""
+        return self.flow.config
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the flow."""

@@ -101,7 +101,7 @@ def tarflow(config: TarFlowConfig) -> Flow:
         sizes = config.patch, config.width, config.layers, config.heads
         layers.append(AutoregressivePatches(shape, *sizes, index % 2 == 1, levels))
     flow = Flow(layers, config)
-    return flow.at(config.smoothing) if levels else flow
+    return flow.at_each(config.smoothing) if levels else flow
 
 
 class AutoregressivePatches(Layer[Tensor]):

@@ -129,8 +129,8 @@ def judged(found: Reconstruction, problem: Problem, restarts: int) -> Reconstruc
         ends = [s is Status.MAX_STEPS and bad for s, bad in zip(found.status, falling.tolist())]
         status = [Status.UNSETTLED if bad else s for s, bad in zip(found.status, ends)]
         found = replace(found, status=status)
-        for message in _warnings(found, problem, restarts):
-            warnings.warn(f"reconstruct: {message}", ResultWarning, stacklevel=_to_the_caller())
+        for message in cautions(found, problem, restarts):
+            warnings.warn(f"reconstruct: {message}", ResultWarning, stacklevel=caller_level())
     except KeyboardInterrupt:
         found = replace(found, status=stopped(found.status))
         if Status.INTERRUPTED not in found.status:
@@ -146,7 +146,7 @@ def stopped(status: list[Status]) -> list[Status]:
     return [Status.INTERRUPTED if s in done else s for s in status]
 
 
-def _to_the_caller() -> int:
+def caller_level() -> int:
     """The ``stacklevel`` of the first line outside this package, for a warning of who asks."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -184,7 +184,7 @@ def _above(found: Reconstruction, amount: Tensor | None, problem: Problem) -> Te
     return ~(amount <= SETTLED * found.loss.abs())
 
 
-def _warnings(found: Reconstruction, problem: Problem, restarts: int) -> Iterator[str]:
+def cautions(found: Reconstruction, problem: Problem, restarts: int) -> Iterator[str]:
     """What to say of a result; one message a kind."""
     is_one = lambda *ends: torch.tensor([s in ends for s in found.status], dtype=torch.bool).to(
         found.steps.device

@@ -29,7 +29,9 @@ from ..protocols import (
 from . import checks as check
 from . import memory
 from .diagnosis import judged
+from .level import at_level, has_free_level, noise_std
 from .objectives import OBJECTIVES, Objective, log_noise_of
+from .posterior_mean import PosteriorMean
 from .problem import Problem
 from .result import Reconstruction, empty, plain
 from .solve import Plan, in_parts
@@ -47,7 +49,7 @@ def reconstruct(
     prior: Density | Generator,
     noise: NoiseModel | OnePass | Any = None,
     *,
-    objective: str | Objective | None = None,
+    objective: str | Objective | PosteriorMean | None = None,
     strategy: str | Strategy | None = None,
     start: str | Tensor | None = None,
     steps: int | None = None,
@@ -86,8 +88,10 @@ def reconstruct(
             "map" (``MAP(space="latent")``, eq. 4, 10), "mle" (``MLE()``, eq. 5), "csgm"
             (``CSGM()``, eq. 6), "asim-likelihood" (``AsimLikelihood()``, eq. 7), "asim-proxy"
             (``AsimProxy()``, eq. 8), or your own (``objectives.Objective``). Its weight is its own.
-            None: "map-image". Over images that the prior knows in [0, 1] only (a flow of bounded
-            support) the steps are those of logit(x), so that none leaves them.
+            Or "posterior-mean" (``PosteriorMean()``): the mean of draws of the posterior, which
+            takes no strategy, steps, lr, restarts, precision or callback. None: "map-image". Over
+            images that the prior knows in [0, 1] only (a flow of bounded support) the steps are
+            those of logit(x), so that none leaves them.
         strategy: how the steps are spent, by name or as an object: "adam", "lbfgs",
             "latent-first", "smoothed", "tempered", "annealed" (``strategies``). None: "tempered"
             for MAP where log p_noise is not concave (flows, mixtures), else "adam".
@@ -124,6 +128,15 @@ def reconstruct(
     >>> found.x.shape
     torch.Size([2, 1, 28, 28])
     """
+    shown = sys.stderr.isatty() if progress is None else progress
+    mean = PosteriorMean() if objective == PosteriorMean.name else objective
+    if isinstance(mean, PosteriorMean):
+        others = {"strategy": strategy, "steps": steps, "lr": lr, "precision": precision}
+        for argument, value in {**others, "callback": callback}.items():
+            require(value is None, _NAME, argument, "None with PosteriorMean", repr(value))
+        require(restarts == 1, _NAME, "restarts", "1 with PosteriorMean", repr(restarts))
+        check_seed(_NAME, seed)
+        return mean.found(y, operator, prior, noise, start, seed, shown, throw)
     fits = lambda goal: provides(goal, Objective)
     objective = "map-image" if objective is None else objective
     chosen = check.choice(_NAME, "objective", objective, OBJECTIVES, fits)
@@ -132,8 +145,9 @@ def reconstruct(
     plan = _plan(chosen, strategy, steps, lr, restarts, seed, callback)
     check.stages(_NAME, plan.strategy, prior)
     check.precision(_NAME, precision, prior, y)
+    if has_free_level(prior):
+        problem = at_level(problem, noise_std(_NAME, problem))
     problem = problem.frozen(precision, polish=plan.strategy.polish > 0)
-    shown = sys.stderr.isatty() if progress is None else progress
     found = in_parts(problem, plan, shown) if len(y) else empty(problem)
     found = judged(found, problem, plan.restarts)
     failed = [i for i, status in enumerate(found.status) if status is Status.FAILED]

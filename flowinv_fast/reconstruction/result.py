@@ -68,6 +68,8 @@ class Reconstruction:
             what the objective ranks by; above the bound of ``gain`` no start confirms another. None
             for one start.
         starts: how many starts ended with a finite loss, (B,).
+        std: deviation of each pixel over draws of the posterior (B, C, H, W); None but for
+            ``PosteriorMean``.
         history: losses (steps, B) of the restart that was kept.
         status: how each image's solve ended.
         steps: steps each image took (B,).
@@ -90,6 +92,7 @@ class Reconstruction:
     history: Tensor
     status: list[Status]
     steps: Tensor
+    std: Tensor | None = None
     gain: Tensor | None = None
     spread: Tensor | None = None
     starts: Tensor | None = None

@@ -31,6 +31,8 @@ class Status(enum.Enum):
     )
     FAILED = "the loss was never finite, so there is no solution; try another start or a smaller lr"
     BAD_MEASUREMENT = "the measurement holds NaN or infinity; the image was not solved"
+    MIXED = "the chains of the posterior agree"
+    UNMIXED = "the chains disagree: their mean may serve, the deviations do not; raise warm_up"
     INTERRUPTED = "interrupted; the best iterate so far was kept"
 
     def __repr__(self) -> str:
