@@ -1,14 +1,14 @@
 """The posterior mean of one call, and MAP of one call, beside a reproduction: paired by image.
 
     python bench/estimators.py [--reproduction fashion-28] [--flow fashion-28-tarflow]
-                               [--images 8] [--setting "cs-sinusoidal, m = 50" ...]
+                               [--images 8] [--only "cs-sinusoidal, m = 50" ...] [--done]
 
 Takes a run of ``flowinv-fast reproduce`` that is in bench/results/ and solves the first of its test
 images anew, the same measurements, by ``reconstruct`` without options (MAP) and with
 ``objective="posterior-mean"``. Beside the PSNR it tells whether the chains agreed, the error over
 the predicted deviation, and how many pixels lie in their 50, 80 and 95 % intervals. Settings that
-are done are kept in bench/partial/, and not solved again; ``--only`` leaves all but some to another
-process, and a last run without it writes bench/results/.
+are done are kept in bench/partial/, and not solved again: ``--only`` does some of them, for two
+processes side by side, and ``--done`` writes those that are done to bench/results/.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reproduction", default="fashion-28", help="what it is compared with")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--only", nargs="+", help='settings, as "cs-sinusoidal, m = 50"')
+    parser.add_argument("--done", action="store_true", help="solve nothing more")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ff.ResultWarning)
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     found = {s.title: s for task in tasks for s in TASKS[task].build(inputs, config.quick)}
     for title in given.only or found:
         path = folder / f"{title}.json"
+        if given.done and not path.exists():
+            continue
         if not path.exists():
             row = measured(found[title], flow, images.test[: given.images], config)
             path.write_text(json.dumps(row))

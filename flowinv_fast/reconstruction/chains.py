@@ -15,7 +15,7 @@ LEAPS = 8  # steps of a path, one gradient each
 _WANTED = 0.8  # share of accepted paths at which they lead furthest for their cost
 _JITTER = 0.2  # share by which step sizes vary, so that no path closes on itself
 _FIRST_STEP = 0.3  # of the scale that the gradients suggest
-_MEMORY = 0.1  # weight of the latest squared gradients in their running mean
+_WEIGHTS = 0.05, 0.3  # least and most of the latest squared gradients in their running mean
 _FLOOR = 1e-3  # of the mean of the squared gradients: no direction counts as freer than that
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ class Chains:
     def __init__(self, variable: Tensor, count: int, seed: int, first: int):
         self.variable, self.count, self.seed, self.first = variable, count, seed, first
         self.log_step = variable.new_full((len(variable),), math.log(_FIRST_STEP))
-        self.squares: Tensor | None = None
+        self.squares = variable.new_zeros(0)
         self.paths = 0
         self.log_density: LogDensity
         self.value: Tensor
@@ -51,13 +51,11 @@ class Chains:
         self.log_density = log_density
         self.value, self.gradient = self._slope(self.variable)
         latest = self._of_images(self.gradient.square())
-        self.squares = latest if self.squares is None else self.squares * narrower**2
+        self.squares = self.squares * narrower**2 if len(self.squares) else latest
 
     def move(self) -> Tensor:
         """One path a chain; the chance with which each was taken, (K B,)."""
-        assert self.squares is not None, "a density to face first"
-        floor = _FLOOR * per_image(self.squares.flatten(1).mean(1), self.squares)
-        mass = (self.squares + floor).clamp_min(torch.finfo(self.squares.dtype).tiny)
+        mass = self._masses()
         mass = mass.repeat(self.count, *[1] * (mass.dim() - 1))
         momentum = self._draws(self.variable, 0) * mass.sqrt()
         two = self._draws(self.variable.new_empty(len(self.variable), 2), 1)
@@ -82,11 +80,18 @@ class Chains:
 
     def tune(self, chance: Tensor, rate: float) -> None:
         """Move step sizes and masses towards where they belong, the former at this rate."""
-        assert self.squares is not None, "a path to learn from first"
-        self.log_step = self.log_step + rate * (chance - _WANTED)
+        before = self._masses().log().flatten(1).mean(1)
+        weight = min(max(_WEIGHTS[0], 5 / (self.paths + 1)), _WEIGHTS[1])
         latest = self._of_images(self.gradient.square())
-        weight = max(_MEMORY, 1 / (self.paths + 1))
         self.squares = self.squares + weight * (latest - self.squares)
+        # Other masses leave the length of a step as it is: its acceptance decides of that alone.
+        longer = (self._masses().log().flatten(1).mean(1) - before) / 2
+        self.log_step = self.log_step + longer.repeat(self.count) + rate * (chance - _WANTED)
+
+    def _masses(self) -> Tensor:
+        """Of each image, (B, ...)."""
+        least = _FLOOR * per_image(self.squares.flatten(1).mean(1), self.squares)
+        return (self.squares + least).clamp_min(torch.finfo(self.squares.dtype).tiny)
 
     def _slope(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """log density (K B,) and its gradient."""
@@ -102,7 +107,7 @@ class Chains:
 
     def _draws(self, like: Tensor, kind: int) -> Tensor:
         """Gaussian draws of this path: of momenta (kind 0), or of step and luck (kind 1)."""
-        parts = like.chunk(self.count) if len(like) else [like]
+        parts = like.tensor_split(self.count)
         number = lambda chain: 2 * (self.paths * self.count + chain) + kind
         return torch.cat(
             [
@@ -130,7 +135,7 @@ def split_r_hat(draws: Tensor) -> tuple[Tensor, Tensor]:
     """
     length = draws.shape[1] // 2
     halves = torch.cat([draws[:, :length], draws[:, length : 2 * length]])
-    within, between = halves.var(1).mean(0), length * halves.mean(1).var(0)
+    within, between = variance(halves, 1).mean(0), length * variance(halves.mean(1), 0)
     both = (length - 1) / length * within + between / length
     tiny = torch.finfo(draws.dtype).tiny
     still = both <= tiny
@@ -138,3 +143,13 @@ def split_r_hat(draws: Tensor) -> tuple[Tensor, Tensor]:
     most = float(halves.shape[0] * length)
     worth = (most * both / between.clamp_min(tiny)).clamp_max(most)
     return r_hat, torch.where(still, most, worth)
+
+
+def variance(values: Tensor, dim: int) -> Tensor:
+    """What ``var`` computes, which warns of no images.
+
+    >>> variance(torch.tensor([1.0, 3.0]), 0)
+    tensor(2.)
+    """
+    off = values - values.mean(dim, keepdim=True)
+    return off.square().sum(dim) / (values.shape[dim] - 1)

@@ -1,4 +1,4 @@
-"""Where chains begin: the most probable image if the prior were Gaussian."""
+"""Where chains begin: likely images if the prior were Gaussian."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from .objectives import Terms, generate, latent_size, log_noise_of
 from .problem import Problem, draw
 from .solvers import lbfgs
 
-_STREAM = 1 << 32  # of the prior's draws; those of chains are below
+_STREAM = 1 << 32  # of the prior's draws, and those that follow: of starts apart
 _AT_ONCE = 64
 
 
-def gaussian_start(problem: Problem, draws: int, steps: int, seed: int) -> Tensor:
-    """The most probable images (B, C, H, W) under the Gaussian that draws of the prior make.
+def gaussian_starts(problem: Problem, count: int, draws: int, steps: int, seed: int) -> Tensor:
+    """Images that would be likely if the prior were the Gaussian that its draws make.
 
-    With the mean m of n draws and the columns of F their differences to it over sqrt(n - 1), it is
-    x = m + F u where u (B, n) minimises
+    With the mean m of n draws of the prior and the columns of F their differences to it over
+    sqrt(n - 1), it is x = m + F u where u (n,) minimises
 
-        -log p_noise(y - f(m + F u)) + |u|^2 / 2,
+        -log p_noise(y - f(m + F u)) + |u - v|^2 / 2,   v a draw of N(0, I) and where it begins:
 
-    for linear f and Gaussian noise the linear minimum-mean-square estimate. By L-BFGS over u, which
-    asks the operator and the noise model alone.
+    what y does not tell varies as in the prior. By L-BFGS, which asks the operator and the noise
+    model alone.
 
     Args:
         problem: its prior has latents.
+        count: K, how many for each image.
         draws: n.
         steps: evaluations.
         seed: of the draws.
+    Returns:
+        (K B, C, H, W).
     """
     y, prior = problem.y, problem.prior
     size = latent_size(prior)
@@ -39,13 +42,19 @@ def gaussian_start(problem: Problem, draws: int, steps: int, seed: int) -> Tenso
     mean = images.mean(0)
     factor = (images - mean).flatten(1) / max(1, len(images) - 1) ** 0.5
 
+    size = len(images)
+
     def of(u: Tensor) -> Tensor:
         return mean + (u @ factor).view(-1, *mean.shape)
 
-    def evaluate(u: Tensor) -> Terms:
-        log_noise = log_noise_of(problem.noise, y, problem.operator(of(u)))
-        log_prior = -u.square().sum(1) / 2
-        return Terms(-log_noise - log_prior, log_noise, log_prior)
+    def start(v: Tensor) -> Tensor:
+        def evaluate(u: Tensor) -> Terms:
+            log_noise = log_noise_of(problem.noise, y, problem.operator(of(u)))
+            log_prior = -(u - v).square().sum(1) / 2
+            return Terms(-log_noise - log_prior, log_noise, log_prior)
 
-    found = lbfgs(evaluate, y.new_zeros(len(y), len(images)), steps=steps)
-    return of(found.best).detach()
+        return of(lbfgs(evaluate, v, steps=steps).best).detach()
+
+    empty = y.new_zeros(len(y), size)
+    streams = (_STREAM + 1 + chain for chain in range(count))
+    return torch.cat([start(draw(empty, s, seed, 1.0, problem.first)) for s in streams])

@@ -25,7 +25,7 @@ def available(device: torch.device) -> int | None:
 def planned(prior: Any, noise: Any, y: Tensor) -> int | None:
     """Bytes that one image of a solve needs; None for a prior that does not tell."""
     needed = _bytes(prior)
-    if not needed:
+    if not needed or not len(y):
         return None
     numbers = max(torch.Size(getattr(prior, "shape", ())).numel(), y[0].numel())
     return needed + _bytes(noise) + _VECTORS * numbers * y.element_size()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,19 +23,20 @@ from ..protocols import (
 )
 from . import checks as check
 from . import memory
-from .chains import LEAPS, Chains, LogDensity, split_r_hat
+from .chains import LEAPS, Chains, LogDensity, split_r_hat, variance
 from .diagnosis import caller_level, named
-from .gaussian import gaussian_start
+from .gaussian import gaussian_starts
 from .level import at_level, noise_std, smoothing_of
 from .objectives import MAP, MLE, generate, has_latents, latent_size, log_noise_of
 from .problem import Problem, draw, freeze
 
 _NAME = "sample_posterior"
 MIXED = 1.05  # split R-hat of the median pixel up to which chains agree
-_APART = 0.3  # std of the noise on the images where chains begin: what is coarser is told by y
+_APART = 0.3  # highest level of noise, where chains begin
+_EDGE = 1e-2  # chains over logits begin no closer to 0 and 1
 _EASING, _STAIRS = 0.8, 12  # share of the warm-up that leads to the density, in so many stairs
 _DRAWS, _STEPS = 512, 100  # of the prior, and evaluations, for the image where chains begin
-_START_STREAM = (1 << 32) + 1
+_START_STREAM = (1 << 32) + (1 << 30)
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def sample_posterior(
     gradient may be anything (a straight-through one, say): what is accepted is decided by the
     density itself.
 
-    Chains begin apart: at the most probable image if the prior were Gaussian with the moments of
-    its own draws, with noise on it, of the flow's smoothing or, of a flow of levels (``Flow.at``),
-    of std 0.3; over latents at draws of N(0, I). Of a flow of levels, and over latents, four fifths
-    of the warm-up lead from there to the density in stairs: the likelihood's weight rises from
-    ``tempering`` to 1 and the level of noise falls to its own, as in annealed Langevin dynamics
-    (Song and Ermon, 2019). Then step sizes and masses settle, and stay.
+    Chains begin apart: over latents at draws of N(0, I); over images where they would if the prior
+    were Gaussian with the moments of its own draws (``gaussian.gaussian_starts``), with noise of
+    the flow's smoothing on it, of a flow of levels (``Flow.at``) of std 0.3. Of a flow of levels,
+    and over latents, four fifths of the warm-up lead from there to the density in stairs: the
+    likelihood's weight rises from ``tempering`` to 1 and the level of noise falls to its own, as in
+    annealed Langevin dynamics (Song and Ermon, 2019). Then step sizes and masses settle, and stay.
 
     A flow at smoothing s is the density of x + s e; by Tweedie's formula E[x | x + s e = u] is
     u + s^2 grad log p(u). ``estimate`` is the mean of u + a s^2 grad log p(u) over the draws,
@@ -273,7 +273,7 @@ def _part(
             before = level
             _check(chains)
         settled = path - easing
-        chains.tune(chains.move(), 0.5 if settled < 0 else (1 + settled) ** -0.6)
+        chains.tune(chains.move(), 0.5 if settled < 0 else (1 + settled) ** -0.5)
         bar.update()
     return _kept(problem, chains, walk, std, bar)
 
@@ -303,7 +303,7 @@ def _kept(problem: Problem, chains: Chains, walk: Walk, std: float, bar: tqdm) -
     return PosteriorSamples(
         flat,
         mean,
-        flat.std(0),
+        variance(flat, 0).sqrt(),
         own(denoised).flatten(0, 1).mean(0) if denoised else mean,
         r_hat,
         effective.flatten(1).median(1).values if len(mean) else mean.new_zeros(0),
@@ -324,17 +324,23 @@ def _begin(problem: Problem, stairs: _Stairs, walk: Walk, given: bool) -> Tensor
     """Where the chains begin, (K B, ...)."""
     y, image, seed = problem.y, problem.objective.space == "image", walk.seed
     if given or (image and not has_latents(problem.prior)):
-        starts = range(walk.chains)
-        return torch.cat([problem.first_variable(k, walk.chains, seed) for k in starts])
-    noise: Iterator[Tensor]
+        chains = range(walk.chains)
+        return torch.cat([problem.first_variable(k, walk.chains, seed) for k in chains])
     if not image:
         z = y.new_zeros(len(y), latent_size(problem.prior))
-        noise = (draw(z, _START_STREAM + k, seed, 1.0, problem.first) for k in range(walk.chains))
-        return torch.cat(list(noise))
-    x = gaussian_start(problem, _DRAWS, _STEPS, seed)
+        return torch.cat([_noise(z, k, 1.0, walk, problem) for k in range(walk.chains)])
+    x = gaussian_starts(problem, walk.chains, _DRAWS, _STEPS, seed)
     std = stairs.levels[0]
-    noise = (draw(x, _START_STREAM + k, seed, std, problem.first) for k in range(walk.chains))
-    return torch.cat([problem.of_images(x + e, 1e-2) for e in noise])
+    noisy = (
+        part + _noise(part, k, std, walk, problem)
+        for k, part in enumerate(x.tensor_split(walk.chains))
+    )
+    return torch.cat([problem.of_images(part, _EDGE) for part in noisy])
+
+
+def _noise(like: Tensor, chain: int, std: float, walk: Walk, problem: Problem) -> Tensor:
+    """White noise on the starts of a chain."""
+    return draw(like, _START_STREAM + chain, walk.seed, std, problem.first)
 
 
 def _target(problem: Problem, count: int, prior: Any, weight: float) -> LogDensity:
@@ -352,7 +358,7 @@ def _target(problem: Problem, count: int, prior: Any, weight: float) -> LogDensi
                 bend = torch.nn.functional.logsigmoid(variable)
                 value = value + (2 * bend - variable).flatten(1).sum(1)
         # One chain after the other: operator and law may have parameters of each image.
-        parts = x.chunk(count) if len(y) else [x]
+        parts = x.tensor_split(count)
         return value + weight * torch.cat([log_noise_of(noise, y, f(part)) for part in parts])
 
     return log_density
