@@ -49,6 +49,39 @@ def priors(results: Path, name: str) -> Lines:
     return lines
 
 
+def estimators(results: Path, name: str) -> Lines:
+    """MAP and the posterior mean of one call each beside a reproduction's figures, by image."""
+    lines: Lines = []
+    for result in newest(results, f"estimators-{name}"):
+        where = result["conditions"]
+        old = load_result(results / f"reproduce-{where['reproduction']}")["rows"]
+        table = [["task", "setting", "MAP, no options", "posterior mean", "one draw"]]
+        table[0] += ["reproduction's MAP", "best other there", "mean minus that", "R-hat"]
+        table[0] += ["error / std", "in 50, 80, 95 %", "cost"]
+        for row in result["rows"]:
+            mean = np.array(row["mean"])
+            there = {
+                r["method"]: report.psnrs(r)[: len(mean)]
+                for r in old
+                if (r["task"], r["setting"]) == (row["task"], row["setting"])
+            }
+            others = {m: v for m, v in there.items() if not m.startswith(("map", "noisy"))}
+            best = max(others, key=lambda method: others[method].mean())
+            gain = mean - others[best]
+            titles = {r["method"]: r["title"] for r in old}
+            cells = [row["task"], row["setting"]]
+            cells += [f"{np.mean(v):.2f}" for v in (row["map"], mean, row["one_draw"])]
+            cells += [f"{there['map'].mean():.2f}", f"{titles[best]}: {others[best].mean():.2f}"]
+            cells += [f"{gain.mean():+.2f} ± {interval(gain):.2f}"]
+            cells += [
+                f"{np.median(row[k]):.{n}f}" for k, n in (("r_hat", 3), ("error_over_std", 2))
+            ]
+            cells += [", ".join(f"{100 * v:.0f}" for v in row["inside"].values())]
+            table.append([*cells, f"{row['cost_over_map']:.0f}"])
+        lines += [*conditions(where, f"{where['images']} images"), *markdown(table), ""]
+    return lines
+
+
 def shipped(results: Path) -> Lines:
     """The shipped flows: what they are of, how they were trained, and what a step costs."""
     costs = {row["batch"]: row["ratio"] for r in newest(results, "shipped") for row in r["rows"]}
@@ -89,6 +122,7 @@ def any_size(result: dict) -> Lines:
 TABLES: dict[str, Callable[..., Lines]] = {
     "recorded_noise": each_machine("recorded_noise", recorded_noise),
     "any_size": each_machine("any_size", any_size),
+    "estimators": estimators,
     "priors": priors,
     "shipped": shipped,
 }

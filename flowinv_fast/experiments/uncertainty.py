@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import metrics
+from .._base.errors import ResultWarning
 from ..flows import Flow
 from ..noise import Gaussian, Sinusoidal
 from ..operators import Identity
@@ -28,33 +30,25 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[st
     Args:
         flow: the prior.
         truth: images (B, C, H, W).
-        steps: of the solve that the chain starts at; its warm-up takes twice as many.
-        seed: of the noise and the chain.
+        steps: paths of the chains' warm-up.
+        seed: of the noise and the chains.
     """
     noise, same = Sinusoidal(level=0.2, form="exp"), Identity()
     y = measure(truth, same, noise, torch.Generator().manual_seed(seed))
-    options: dict[str, Any] = {"steps": steps, "seed": seed, **_SOLVE}
-    start = solved(y, same, flow, noise, objective=MAP(1.0, space="latent"), **options)
-    samples = sample_posterior(
-        y,
-        same,
-        flow,
-        noise,
-        40,
-        start=start.z,
-        warm_up=2 * steps,
-        thin=10,
-        tempering=1.0,
-        seed=seed,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResultWarning)  # "r_hat" tells it
+        samples = sample_posterior(
+            y, same, flow, noise, warm_up=steps, seed=seed, space="image", progress=False
+        )
     z = (samples.mean - truth) / samples.std.clamp_min(1e-3)
     facts = {
         "samples": len(samples.x),
-        "warm_up": 2 * steps,
+        "warm_up": steps,
+        "r_hat": round(samples.r_hat.median().item(), 4),
         "z": round(z.square().mean().sqrt().item(), 4),
         "acceptance": round(samples.acceptance.mean().item(), 4),
         "top": round(3 * samples.std.mean().item(), 4),
-        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(samples.mean, truth).tolist()],
+        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(samples.estimate, truth).tolist()],
     }
     pictures = {"truth": truth, "y": y, "mean": samples.mean, "std": samples.std}
     return facts, {name: images.numpy() for name, images in pictures.items()}

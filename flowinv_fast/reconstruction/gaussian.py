@@ -13,20 +13,23 @@ _STREAM = 1 << 32  # of the prior's draws, and those that follow: of starts apar
 _AT_ONCE = 64
 
 
-def gaussian_starts(problem: Problem, count: int, draws: int, steps: int, seed: int) -> Tensor:
+def gaussian_starts(
+    problem: Problem, count: int, apart: float, draws: int, steps: int, seed: int
+) -> Tensor:
     """Images that would be likely if the prior were the Gaussian that its draws make.
 
     With the mean m of n draws of the prior and the columns of F their differences to it over
     sqrt(n - 1), it is x = m + F u where u (n,) minimises
 
-        -log p_noise(y - f(m + F u)) + |u - v|^2 / 2,   v a draw of N(0, I) and where it begins:
+        -log p_noise(y - f(m + F u)) + |u - v|^2 / 2,   v a draw of N(0, a^2 I), where it begins.
 
-    what y does not tell varies as in the prior. By L-BFGS, which asks the operator and the noise
-    model alone.
+    With a = 1 what y does not tell varies as in the prior; a = 0 is the most probable image. By
+    L-BFGS, which asks the operator and the noise model alone.
 
     Args:
         problem: its prior has latents.
         count: K, how many for each image.
+        apart: a.
         draws: n.
         steps: evaluations.
         seed: of the draws.
@@ -53,8 +56,13 @@ def gaussian_starts(problem: Problem, count: int, draws: int, steps: int, seed: 
             log_prior = -(u - v).square().sum(1) / 2
             return Terms(-log_noise - log_prior, log_noise, log_prior)
 
-        return of(lbfgs(evaluate, v, steps=steps).best).detach()
+        found = lbfgs(evaluate, v, steps=steps)
+        if found.interrupted:  # which it sees to itself
+            raise KeyboardInterrupt
+        return of(found.best).detach()
 
     empty = y.new_zeros(len(y), size)
+    if apart == 0:
+        return start(empty).repeat(count, 1, 1, 1)
     streams = (_STREAM + 1 + chain for chain in range(count))
-    return torch.cat([start(draw(empty, s, seed, 1.0, problem.first)) for s in streams])
+    return torch.cat([start(draw(empty, s, seed, apart, problem.first)) for s in streams])

@@ -53,6 +53,14 @@ class PosteriorSamples:
         effective: how many independent draws these are worth at the median pixel, (B,).
         acceptance: share of accepted paths after the warm-up, (B,); 0.8 is aimed at.
         chains: how many there were of each image.
+
+    >>> import flowinv_fast as ff
+    >>> y, flow = torch.rand(1, 1, 28, 28), ff.load_flow("fashion-28")
+    >>> same, noise = ff.operators.Identity(), ff.noise.Gaussian(0.1)
+    >>> some = {"chains": 3, "warm_up": 1, "start": y}
+    >>> draws = ff.sample_posterior(y, same, flow, noise, 4, **some)
+    >>> len(draws.x), draws.r_hat.shape
+    (12, torch.Size([1, 1, 28, 28]))
     """
 
     x: Tensor
@@ -105,8 +113,8 @@ def sample_posterior(
 
     Chains begin apart: over latents at draws of N(0, I); over images where they would if the prior
     were Gaussian with the moments of its own draws (``gaussian.gaussian_starts``), with noise of
-    the flow's smoothing on it, of a flow of levels (``Flow.at``) of std 0.3. Of a flow of levels,
-    and over latents, four fifths of the warm-up lead from there to the density in stairs: the
+    the flow's smoothing on it; of a flow of levels (``Flow.at``) at the most probable image of that
+    kind, with noise of std 0.3. Of a flow of levels, and over latents, four fifths of the warm-up lead from there to the density in stairs: the
     likelihood's weight rises from ``tempering`` to 1 and the level of noise falls to its own, as in
     annealed Langevin dynamics (Song and Ermon, 2019). Then step sizes and masses settle, and stay.
 
@@ -329,7 +337,8 @@ def _begin(problem: Problem, stairs: _Stairs, walk: Walk, given: bool) -> Tensor
     if not image:
         z = y.new_zeros(len(y), latent_size(problem.prior))
         return torch.cat([_noise(z, k, 1.0, walk, problem) for k in range(walk.chains)])
-    x = gaussian_starts(problem, walk.chains, _DRAWS, _STEPS, seed)
+    apart = 0.0 if len(stairs.levels) > 1 else 1.0  # coarse levels part the chains by themselves
+    x = gaussian_starts(problem, walk.chains, apart, _DRAWS, _STEPS, seed)
     std = stairs.levels[0]
     noisy = (
         part + _noise(part, k, std, walk, problem)
