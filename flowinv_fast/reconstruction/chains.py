@@ -15,7 +15,8 @@ LEAPS = 8  # steps of a path, one gradient each
 _WANTED = 0.8  # share of accepted paths at which they lead furthest for their cost
 _JITTER = 0.2  # share by which step sizes vary, so that no path closes on itself
 _FIRST_STEP = 0.3  # of the scale that the gradients suggest
-_WEIGHTS = 0.05, 0.3  # least and most of the latest squared gradients in their running mean
+# Weight of the latest squared gradients in their running mean, while easing, else least and most.
+_EASING, _LEAST, _MOST = 0.1, 0.05, 0.3
 _FLOOR = 1e-3  # of the mean of the squared gradients: no direction counts as freer than that
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -78,15 +79,24 @@ class Chains:
         self.paths += 1
         return log_ratio.clamp_max(0).exp()
 
-    def tune(self, chance: Tensor, rate: float) -> None:
-        """Move step sizes and masses towards where they belong, the former at this rate."""
+    def tune(self, chance: Tensor, rate: float, easing: bool = False) -> None:
+        """Move step sizes and masses towards where they belong, the former at this rate.
+
+        Args:
+            chance: with which the latest paths were taken, (K B,).
+            rate: of the step sizes.
+            easing: whether the density is about to change: then the length of a step follows the
+                masses, else its acceptance alone.
+        """
         before = self._masses().log().flatten(1).mean(1)
-        weight = min(max(_WEIGHTS[0], 5 / (self.paths + 1)), _WEIGHTS[1])
+        seen = self.paths + 1
+        weight = max(_EASING, 1 / seen) if easing else min(max(_LEAST, 5 / seen), _MOST)
         latest = self._of_images(self.gradient.square())
         self.squares = self.squares + weight * (latest - self.squares)
-        # Other masses leave the length of a step as it is: its acceptance decides of that alone.
-        longer = (self._masses().log().flatten(1).mean(1) - before) / 2
-        self.log_step = self.log_step + longer.repeat(self.count) + rate * (chance - _WANTED)
+        self.log_step = self.log_step + rate * (chance - _WANTED)
+        if not easing:
+            longer = (self._masses().log().flatten(1).mean(1) - before) / 2
+            self.log_step = self.log_step + longer.repeat(self.count)
 
     def _masses(self) -> Tensor:
         """Of each image, (B, ...)."""

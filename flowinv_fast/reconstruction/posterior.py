@@ -114,9 +114,10 @@ def sample_posterior(
     Chains begin apart: over latents at draws of N(0, I); over images where they would if the prior
     were Gaussian with the moments of its own draws (``gaussian.gaussian_starts``), with noise of
     the flow's smoothing on it; of a flow of levels (``Flow.at``) at the most probable image of that
-    kind, with noise of std 0.3. Of a flow of levels, and over latents, four fifths of the warm-up lead from there to the density in stairs: the
-    likelihood's weight rises from ``tempering`` to 1 and the level of noise falls to its own, as in
-    annealed Langevin dynamics (Song and Ermon, 2019). Then step sizes and masses settle, and stay.
+    kind, with noise of std 0.3. Of a flow of levels, and over latents, four fifths of the warm-up
+    lead from there to the density in stairs: the likelihood's weight rises from ``tempering`` to 1
+    and the level of noise falls to its own, as in annealed Langevin dynamics (Song and Ermon,
+    2019). Then step sizes and masses settle, and stay.
 
     A flow at smoothing s is the density of x + s e; by Tweedie's formula E[x | x + s e = u] is
     u + s^2 grad log p(u). ``estimate`` is the mean of u + a s^2 grad log p(u) over the draws,
@@ -281,7 +282,8 @@ def _part(
             before = level
             _check(chains)
         settled = path - easing
-        chains.tune(chains.move(), 0.5 if settled < 0 else (1 + settled) ** -0.5)
+        rate = 0.5 if settled < 0 else (1 + settled) ** -0.5
+        chains.tune(chains.move(), rate, easing=settled < 0)
         bar.update()
     return _kept(problem, chains, walk, std, bar)
 
