@@ -30,20 +30,25 @@ def recorded_noise(result: dict) -> Lines:
     return [*conditions(where, *facts), *markdown(table), "", *markdown(laws)]
 
 
-def priors(results: Path, name: str) -> Lines:
-    """MAP with another flow beside the figures of a reproduction, paired by image."""
+def priors(results: Path, name: str, kind: str = "priors") -> Lines:
+    """MAP with another flow beside the figures of a reproduction, paired by image.
+
+    Kind "levels": at the level that fits the noise.
+    """
     lines: Lines = []
-    for result in newest(results, f"priors-{name}"):
+    for result in newest(results, f"{kind}-{name}"):
         where = result["conditions"]
         old = load_result(results / f"reproduce-{where['reproduction']}")["rows"]
         kept = {(r["task"], r["setting"]): r for r in old if r["method"] == "map"}
         table = [["task", "setting", where["reproduction"], name, "difference", "beta"]]
+        table[0] += ["level"] * (kind == "levels")
         for row in result["rows"]:
             was, now = report.psnrs(kept[row["task"], row["setting"]]), np.array(row["psnr"])
             gain = now - was[: len(now)]
             told = f"{gain.mean():+.2f} ± {interval(gain):.2f}"
             means = f"{was[: len(now)].mean():.2f}", f"{now.mean():.2f}"
-            table.append([row["task"], row["setting"], *means, told, f"{row['value']:g}"])
+            level = [f"{row['level']:g}"] if kind == "levels" else []
+            table.append([row["task"], row["setting"], *means, told, f"{row['value']:g}", *level])
         facts = (f"{where['images']} images", f"{where['steps']} steps")
         lines += [*conditions(where, *facts), *markdown(table), ""]
     return lines

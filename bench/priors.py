@@ -1,12 +1,13 @@
 """Another flow as prior on the tasks of a reproduction: MAP over images, beside the old figures.
 
-    python bench/priors.py --flow fashion-28-tarflow [--reproduction fashion-28]
+    python bench/priors.py --flow fashion-28-tarflow [--levels] [--reproduction fashion-28]
 
 Takes a run of ``flowinv-fast reproduce`` that is in bench/results/ and solves its test images anew
 by MAP with the other flow: the same images, measurements, steps, weights to choose from and images
 to choose on. Where that run takes its steps over latents, these are over images, as a flow is for
 whose ``decode`` is sequential. Settings that are done are kept in bench/partial/, and not solved
-again. tables.py puts both beside one another, paired by image.
+again. tables.py puts both beside one another, paired by image. ``--levels`` takes a flow of levels
+at the level that fits the noise, where that is not its smoothing anyway.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from flowinv_fast.experiments.images import Images
 from flowinv_fast.experiments.methods import METHODS, Context
 from flowinv_fast.experiments.task import Inputs, Setting
 from flowinv_fast.experiments.tasks import TASKS
+from flowinv_fast.reconstruction.level import at_level, noise_std
+from flowinv_fast.reconstruction.problem import Problem
 
 
 def psnr(context: Context, setting: Setting, images: Images, beta: float, part: str) -> Tensor:
@@ -43,6 +46,14 @@ def psnr(context: Context, setting: Setting, images: Images, beta: float, part: 
     return torch.cat(found)
 
 
+def fitting(flow: ff.Flow, setting: Setting, x: Tensor, seed: int) -> ff.Flow:
+    """A flow of levels at the one that fits the noise of a setting."""
+    y = setting.measurements(x, setting.seeds(seed, "tuning", 0, len(x)))
+    goal = ff.MAP()
+    problem = Problem.checked("bench", y, setting.operator, flow, setting.noise, goal)
+    return at_level(problem, noise_std("bench", problem)).prior
+
+
 def row(context: Context, setting: Setting, images: Images) -> dict:
     """A setting at the weight that is best on the tuning images."""
     score = lambda beta: float(psnr(context, setting, images, beta, "tuning").mean())
@@ -52,18 +63,24 @@ def row(context: Context, setting: Setting, images: Images) -> dict:
     return {"task": setting.task, "setting": setting.label, "value": beta, "psnr": numbers}
 
 
-def measured(config: ReproduceConfig, folder: Path) -> list[dict]:
+def measured(config: ReproduceConfig, folder: Path, levels: bool) -> list[dict]:
     """A row for each setting; those that are in the folder are taken from there."""
-    context, images = Context(config, ff.load_flow(config.flow)), Images.of(config)
+    flow, images = ff.load_flow(config.flow), Images.of(config)
+    context = Context(config, flow)
     other = Images.other(config)
     inputs, rows = Inputs(DATASETS[config.dataset], config.seed, images.digits), []
     folder.mkdir(parents=True, exist_ok=True)
     for task in config.tasks:
         for setting in TASKS[task].build(inputs, config.quick):
+            at = fitting(flow, setting, images.tuning, config.seed) if levels else flow
+            if levels and at.config.smoothing == flow.config.smoothing:
+                continue
+            context = Context(config, at) if levels else context
             path = folder / f"{setting.title}.json"
             if not path.exists():
                 found = row(context, setting, other if setting.other_images else images)
-                path.write_text(json.dumps(found))
+                level = {"level": round(at.config.smoothing, 4)} if levels else {}
+                path.write_text(json.dumps({**found, **level}))
             rows.append(json.loads(path.read_text()))
             print(setting.title, sum(rows[-1]["psnr"]) / len(rows[-1]["psnr"]), flush=True)
     return rows
@@ -74,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flow", required=True, help="name or file")
     parser.add_argument("--reproduction", default="fashion-28", help="what it is compared with")
     parser.add_argument("--images", type=int, help="test images a task (default: that run's)")
+    parser.add_argument("--levels", action="store_true", help="at the level that fits the noise")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = ReproduceConfig.load(RESULTS / f"reproduce-{given.reproduction}" / "config.toml")
@@ -81,9 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = replace(config, tasks=tasks, flow=given.flow, images=given.images or config.images)
     facts = {"reproduction": given.reproduction, "flow": given.flow, "seed": config.seed}
     facts |= {name: getattr(config, name) for name in ("images", "steps", "tuning_images")}
-    name = f"priors-{given.flow}-{config.images}"
-    rows = measured(config, Path(__file__).parent / "partial" / name)
-    print(write(f"priors-{given.flow}", {"conditions": conditions("cpu", **facts), "rows": rows}))
+    kind = "levels" if given.levels else "priors"
+    name = f"{kind}-{given.flow}-{config.images}"
+    rows = measured(config, Path(__file__).parent / "partial" / name, given.levels)
+    print(write(f"{kind}-{given.flow}", {"conditions": conditions("cpu", **facts), "rows": rows}))
     return 0
 
 

@@ -106,8 +106,8 @@ class PatchPrior(Fixed):
 
     @property
     def level_is_given(self) -> bool:
-        """Of the flow: whether ``at`` chose its level."""
-        return self.flow.level_is_given
+        """Of the flow: whether its level was chosen by ``at``; a frozen flow's was."""
+        return getattr(self.flow, "level_is_given", True)
 
     @property
     def config(self) -> Any:

@@ -32,7 +32,8 @@ def smoothing_of(prior: Any) -> float:
 
 def has_free_level(prior: Any) -> bool:
     """Whether a prior is a flow of levels whose level no one has fixed by ``at``."""
-    return getattr(prior, "levels", None) is not None and not prior.level_is_given
+    given = getattr(prior, "level_is_given", True)  # another library's "levels" are not ours
+    return getattr(prior, "levels", None) is not None and not given
 
 
 def noise_std(function: str, problem: Problem) -> float:
