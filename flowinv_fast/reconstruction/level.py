@@ -30,10 +30,18 @@ def smoothing_of(prior: Any) -> float:
     return float(getattr(config, "smoothing", 0.0))
 
 
+def levels_of(prior: Any) -> tuple[float, float] | None:
+    """Lowest and highest level of a flow of levels, or of patches of one; None for any other prior.
+
+    >>> levels_of(object()) is None  # also where another library has something of that name
+    True
+    """
+    return prior.levels if hasattr(prior, "level_is_given") else None
+
+
 def has_free_level(prior: Any) -> bool:
     """Whether a prior is a flow of levels whose level no one has fixed by ``at``."""
-    given = getattr(prior, "level_is_given", True)  # another library's "levels" are not ours
-    return getattr(prior, "levels", None) is not None and not given
+    return levels_of(prior) is not None and not prior.level_is_given
 
 
 def noise_std(function: str, problem: Problem) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from . import memory
 from .chains import LEAPS, Chains, LogDensity, split_r_hat, variance
 from .diagnosis import caller_level, named
 from .gaussian import gaussian_starts
-from .level import at_level, noise_std, smoothing_of
+from .level import at_level, levels_of, noise_std, smoothing_of
 from .objectives import MAP, MLE, generate, has_latents, latent_size, log_noise_of
 from .problem import Problem, draw, freeze
 
@@ -36,6 +37,7 @@ _APART = 0.3  # highest level of noise, where chains begin
 _EDGE = 1e-2  # chains over logits begin no closer to 0 and 1
 _EASING, _STAIRS = 0.8, 12  # share of the warm-up that leads to the density, in so many stairs
 _DRAWS, _STEPS = 512, 100  # of the prior, and evaluations, for the image where chains begin
+_AT_ONCE = 2**17  # numbers of all chains that are walked at once, where memory is not known
 _START_STREAM = (1 << 32) + (1 << 30)
 
 
@@ -222,11 +224,7 @@ def drawn(
     problem = replace(
         problem, prior=stairs.priors[-1], noise=freeze(problem.noise, "fp32", problem.y)
     )
-    each = memory.planned(problem.prior, problem.noise, problem.y)
-    count = len(problem.y)
-    size = memory.images_at_once(each, max(1, count * walk.chains), problem.y.device)
-    size = max(1, size // walk.chains)
-    parts = [slice(i, min(i + size, count)) for i in range(0, max(1, count), size)]
+    parts = _parts(problem, walk.chains)
     total = walk.paths * len(parts)
     with tqdm(total=total, desc=_NAME, disable=not shown, unit="path") as bar:
         found = [_part(problem.select(part), stairs, walk, given, std, bar) for part in parts]
@@ -234,6 +232,18 @@ def drawn(
     join = lambda name: torch.cat([getattr(part, name) for part in found], int(name == "x"))
     whole = {name: join(name) for name in ("x", *names)}
     return problem, PosteriorSamples(**whole, chains=walk.chains)
+
+
+def _parts(problem: Problem, chains: int) -> list[slice]:
+    """The images of a batch, so many at a time as fit with all their chains."""
+    y, prior = problem.y, problem.prior
+    count, each = len(y), memory.planned(prior, problem.noise, y)
+    size = memory.images_at_once(each, max(1, count * chains), y.device) // chains
+    if not each:  # nothing is known
+        numbers = max(math.prod(getattr(prior, "shape", ())), math.prod(y.shape[1:]))
+        size = _AT_ONCE // (chains * max(1, numbers))
+    size = max(1, size)
+    return [slice(i, min(i + size, count)) for i in range(0, max(1, count), size)]
 
 
 @dataclass(frozen=True)
@@ -249,7 +259,7 @@ class _Stairs:
     def of(cls, problem: Problem, walk: Walk, given: bool) -> _Stairs:
         """Of a problem that is not frozen; one stair only where its start is the user's."""
         prior, image = problem.prior, problem.objective.space == "image"
-        levels = getattr(prior, "levels", None) if image else None
+        levels = levels_of(prior) if image else None
         last = smoothing_of(prior)
         direct = given or (image and levels is None)
         count = 1 if direct else min(_STAIRS, max(1, int(_EASING * walk.warm_up)))

@@ -18,7 +18,7 @@ from flowinv_fast import noise, operators, sample_posterior
 from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.generators import GeneratorConfig
 from flowinv_fast.generators.nets import make
-from flowinv_fast.reconstruction import memory
+from flowinv_fast.reconstruction import posterior
 from flowinv_fast.reconstruction.chains import split_r_hat
 
 SAME = operators.Identity()
@@ -256,6 +256,23 @@ def test_patches_have_the_levels_of_their_flow():
     assert ff.PatchPrior(flow.freeze()).levels is None
 
 
+class Foreign(AffineFlow):
+    """Of another library, with names of ours that mean something else."""
+
+    levels, at = (3, 4), "home"
+
+
+def test_levels_of_another_library_are_not_ours():
+    prior = Foreign(torch.zeros(SHAPE).double(), torch.ones(SHAPE).double())
+    own = AffineFlow(prior.mean, prior.std)
+    few, y = {"samples": 4, "warm_up": 5, "chains": 2}, images(2)
+    draws = [quiet(y, SAME, p, noise.Gaussian(0.5), **few) for p in (prior, own)]
+    assert torch.equal(draws[0].x, draws[1].x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ff.ResultWarning)
+        assert ff.reconstruct(y, SAME, prior, noise.Gaussian(0.5), steps=3).x.isfinite().all()
+
+
 # --- R-hat ---------------------------------------------------------------------------------------
 
 
@@ -316,7 +333,7 @@ def test_images_do_not_influence_one_another(monkeypatch):
     whole = run(y, stds)
     close = {"rtol": 1e-2, "atol": 1e-2}  # L-BFGS makes much of a rounding
     torch.testing.assert_close(whole.x[:, :1], run(y[:1], stds[:1]).x, **close)
-    monkeypatch.setattr(memory, "images_at_once", lambda *_: 2)
+    monkeypatch.setattr(posterior, "_AT_ONCE", 2 * SIZE)
     parts = run(y, stds)
     for name in ("x", "mean", "std", "r_hat", "effective", "acceptance"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), **close)
