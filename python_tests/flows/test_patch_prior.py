@@ -200,7 +200,9 @@ def test_what_needs_latents_is_refused():
         assert_names("prior", lambda goal=objective: solve(identity, objective=goal))
     assert_names("strategy", lambda: solve(identity, strategy="latent-first"))
     noise, prior = ff.noise.Gaussian(0.05), ff.PatchPrior(Smooth())
-    assert_names("prior", lambda: ff.sample_posterior(picture(), identity, prior, noise))
+    draw = lambda **how: ff.sample_posterior(picture(), identity, prior, noise, **how)
+    assert_names("prior", lambda: draw(space="latent"))
+    assert draw(samples=4, chains=2, warm_up=2).x.shape == (8, *picture().shape)
 
 
 @pytest.mark.parametrize("strategy", ["adam", "tempered", "annealed", "lbfgs", "smoothed"])

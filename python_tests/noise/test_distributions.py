@@ -164,7 +164,8 @@ def test_everything_that_takes_noise_takes_a_distribution():
     found = ff.reconstruct(y, same, prior, given, steps=3, **QUIET)
     want = -(given.log_prob(y - found.x).flatten(1).sum(1)) - prior.log_prob(found.x)
     torch.testing.assert_close(found.loss, want, rtol=1e-4, atol=1e-3)
-    assert ff.sample_posterior(y, same, prior, given, 2, warm_up=1, thin=1).x.shape[1] == BATCH
+    draws = ff.sample_posterior(y, same, prior, given, 4, chains=2, warm_up=1)
+    assert draws.x.shape[1] == BATCH
     law = noise.FromDistribution(given)
     assert all(provides(law, ability) for ability in (NoiseModel, Sampled, PerImage))
 

@@ -312,15 +312,15 @@ def test_separate_takes_a_second_source_that_follows_the_first(flow, weights):
 
 def test_posterior_draws_take_a_likelihood_alone(flow):
     y = torch.rand(2, *SHAPE, dtype=torch.float64)
-    drawn = ff.sample_posterior(y, SAME, flow, Given(), 3, warm_up=4, thin=1)
-    assert drawn.x.shape == (3, 2, *SHAPE)
+    drawn = ff.sample_posterior(y, SAME, flow, Given(), 4, chains=2, warm_up=4)
+    assert drawn.x.shape == (8, 2, *SHAPE)
 
 
 def test_what_has_neither_is_told_of_both(flow):
     y = torch.rand(2, *SHAPE, dtype=torch.float64)
     for call in (
         lambda: solve(y, flow, object()),
-        lambda: ff.sample_posterior(y, SAME, flow, object(), 3),
+        lambda: ff.sample_posterior(y, SAME, flow, object(), 4),
     ):
         told = assert_names("noise", call)
         assert "log_prob(residual) or log_likelihood(y, fx)" in told

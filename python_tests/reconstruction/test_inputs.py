@@ -51,9 +51,9 @@ def sample(**change):
         "operator": operators.Identity(),
         "prior": affine(),
         "noise": LAW,
-        "samples": 2,
+        "samples": 4,
+        "chains": 2,
         "warm_up": 1,
-        "thin": 1,
         **change,
     }
     return ff.sample_posterior(**call)
@@ -171,7 +171,7 @@ def test_numbers_of_numpy():
     numbers = [got.config[name] for name in ("steps", "restarts", "seed", "lr")]
     assert [type(n) for n in numbers] == [int, int, int, float]
     assert ff.Stage(share=np.float64(0.5), patience=np.int64(3)).patience == 3
-    drawn = [sample(samples=n(2), seed=n(3)).x for n in (int, np.int64)]
+    drawn = [sample(samples=n(4), seed=n(3)).x for n in (int, np.int64)]
     assert torch.equal(*drawn)
     torch.testing.assert_close(bound(std=np.float32(0.5)).bound, bound(std=0.5).bound)
 

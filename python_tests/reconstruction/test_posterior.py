@@ -329,9 +329,9 @@ def test_images_do_not_influence_one_another(monkeypatch):
     stds = torch.rand(3, *SHAPE).double() + 0.3
     prior, y = AffineFlow(torch.zeros(SHAPE).double(), torch.ones(SHAPE).double()), images(3)
     few = {"samples": 4, "warm_up": 20, "chains": 2}
-    run = lambda y, std: quiet(y, SAME, prior, noise.Gaussian(std), **few)
+    run = lambda y, std: quiet(y, SAME, prior, noise.Gaussian(std), start=y, **few)
     whole = run(y, stds)
-    close = {"rtol": 1e-2, "atol": 1e-2}  # L-BFGS makes much of a rounding
+    close = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(whole.x[:, :1], run(y[:1], stds[:1]).x, **close)
     monkeypatch.setattr(posterior, "_AT_ONCE", 2 * SIZE)
     parts = run(y, stds)

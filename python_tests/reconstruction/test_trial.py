@@ -32,7 +32,7 @@ def solve(operator=SAME, prior=None, law=GAUSS, y=None, **options):
 
 
 def posterior(operator=SAME, prior=None, law=GAUSS):
-    return sample_posterior(data(), operator, prior or affine(), law, 2, warm_up=1, thin=1)
+    return sample_posterior(data(), operator, prior or affine(), law, 4, chains=2, warm_up=1)
 
 
 class Density:
@@ -223,7 +223,7 @@ def test_a_generator_with_decode_is_called():
     got = solve(prior=prior, y=y, objective=ff.CSGM(0.0), steps=400, start="zeros", lr=0.1)
     want = torch.linalg.lstsq(prior.matrix.T, y.flatten(1).T).solution.T
     torch.testing.assert_close(got.z, want, atol=1e-3, rtol=0)
-    assert posterior(prior=prior).x.shape == (2, 3, *SHAPE)
+    assert posterior(prior=prior).x.shape == (8, 3, *SHAPE)
 
 
 def test_a_flow_with_latent_dim_is_a_flow():
