@@ -92,10 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reproduction", default="fashion-28", help="what it is compared with")
     parser.add_argument("--images", type=int, help="test images a task (default: that run's)")
     parser.add_argument("--levels", action="store_true", help="at the level that fits the noise")
+    parser.add_argument("--task", nargs="+", help="these alone (default: all of that run)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = ReproduceConfig.load(RESULTS / f"reproduce-{given.reproduction}" / "config.toml")
-    tasks = tuple(task for task in config.tasks if TASKS[task].tuned)
+    tasks = tuple(given.task or (task for task in config.tasks if TASKS[task].tuned))
     config = replace(config, tasks=tasks, flow=given.flow, images=given.images or config.images)
     facts = {"reproduction": given.reproduction, "flow": given.flow, "seed": config.seed}
     facts |= {name: getattr(config, name) for name in ("images", "steps", "tuning_images")}
