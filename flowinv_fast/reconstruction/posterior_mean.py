@@ -29,7 +29,7 @@ class PosteriorMean:
 
     Where little is measured many images are likely, and the most probable one is duller than all
     of them; their mean has the higher PSNR. It is ``estimate`` of ``sample_posterior``, over
-    images, at 20 to 40 times the cost of MAP. In the result ``std`` is the deviation of each pixel,
+    images, at some 15 times the cost of MAP. In the result ``std`` is the deviation of each pixel,
     and ``status`` tells whether the chains agreed; ``history`` is empty.
 
     Args:
