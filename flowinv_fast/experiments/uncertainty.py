@@ -48,7 +48,7 @@ def posterior(flow: Flow, truth: Tensor, steps: int, seed: int) -> tuple[dict[st
         "z": round(z.square().mean().sqrt().item(), 4),
         "acceptance": round(samples.acceptance.mean().item(), 4),
         "top": round(3 * samples.std.mean().item(), 4),
-        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(samples.estimate, truth).tolist()],
+        "psnr_of_mean": [round(v, 4) for v in metrics.psnr(samples.mean, truth).tolist()],
     }
     pictures = {"truth": truth, "y": y, "mean": samples.mean, "std": samples.std}
     return facts, {name: images.numpy() for name, images in pictures.items()}

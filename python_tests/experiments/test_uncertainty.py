@@ -23,7 +23,7 @@ def test_posterior_of_a_normal_prior():
     facts, pictures = uncertainty.posterior(small(), truth, 20, 3)
     again, same = uncertainty.posterior(small(), truth, 20, 3)
     assert facts == again and all(np.array_equal(pictures[k], same[k]) for k in same)
-    assert facts["samples"] == 40 and facts["warm_up"] == 40 and 0 < facts["acceptance"] <= 1
+    assert facts["samples"] == 160 and facts["warm_up"] == 20 and 0 < facts["acceptance"] <= 1
     assert np.array_equal(pictures["truth"], truth) and pictures["std"].min() > 0
     error = pictures["mean"] - pictures["truth"]
     z = np.sqrt(np.mean((error / np.maximum(pictures["std"], 1e-3)) ** 2))
