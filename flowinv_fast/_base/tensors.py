@@ -6,6 +6,8 @@ is the one table of who uses which part of a seed's offsets:
     ops (dequantise, gaussian_noise, ...)   from the offset given, as many as the result needs
     reconstruct, start of restart r         stream r << 6
     reconstruct, annealing step s from 1    stream ((r + 1) << 20) + (s % 2^14 << 6) + (s >> 14)
+    sample_posterior, path p of chain c     streams 2 (p K + c) and the one after; from 2^32 on its
+                                            draws of the prior, its starts and probes
     stream k, image i of size N             offset (k << 30) + i ceil(N / 4)
     training, step s of batch B, image i    offset (s B + i) ceil(N / 4)
     training, the first standardisation     offset 2^60 on
@@ -95,7 +97,7 @@ def known_device(function: str, device: Any) -> torch.device:
     try:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         wanted = "a device that torch has here ('cpu', 'cuda', 'cuda:1', ...)"
         raise ArgumentError(function, "device", wanted, repr(device)) from error
     return found

@@ -18,6 +18,7 @@ from flowinv_fast._base.tensors import (
     annealing_stream,
     check_broadcast,
     check_seed,
+    known_device,
     start_stream,
     stream_offset,
 )
@@ -85,3 +86,8 @@ def test_a_device_that_is_not_there_is_named(device, tmp_path):
 @pytest.mark.parametrize("mask", ["none", 0, None, ["channel_first"]])
 def test_a_mask_that_is_none_is_named(mask):
     assert "channel_first" in assert_names("mask", lambda: ops.transformed_map(1, 2, 2, mask))
+
+
+@pytest.mark.parametrize("device", [10**30, 2**40, -5, "home", 3.5])
+def test_what_is_no_device_is_named(device):
+    assert_names("device", lambda: known_device("f", device))
