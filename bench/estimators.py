@@ -56,7 +56,7 @@ def measured(setting: Setting, flow: ff.Flow, truth: Tensor, config: ReproduceCo
         "map": psnr(most.x),
         "mean": psnr(draws.estimate),
         "one_draw": psnr(draws.x[-1]),
-        "r_hat": [round(v, 4) for v in draws.r_hat.flatten(1).median(1).values.tolist()],
+        "r_hat": [round(v, 4) for v in draws.median_r_hat.tolist()],
         "error_over_std": [round(v, 4) for v in (error / spread).tolist()],
         "inside": inside,
         "cost_over_map": round((ended - between) / (between - started), 1),

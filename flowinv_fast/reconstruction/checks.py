@@ -307,14 +307,3 @@ def start(function: str, start: Any, y: Tensor, prior: Any) -> None:
     wanted = f"{y.dtype} on {y.device} of shape {sizes}"
     got = f"{start.dtype} on {start.device} of shape {tuple(start.shape)}"
     require(good, function, "start", wanted, got)
-
-
-def latents(function: str, start: Any, y: Tensor, prior: Any) -> None:
-    """A start is finite latents for all measurements."""
-    wanted = f"finite latents ({len(y)}, {latent_size(prior)}), {y.dtype} on {y.device}"
-    start = _floats(function, "start", start, wanted)
-    good = tuple(start.shape) == (len(y), latent_size(prior))
-    good = good and start.dtype == y.dtype and start.device == y.device
-    got = f"{start.dtype} on {start.device} of shape {tuple(start.shape)}"
-    require(good, function, "start", wanted, got)
-    require(bool(start.isfinite().all()), function, "start", wanted, "NaN or infinity in them")

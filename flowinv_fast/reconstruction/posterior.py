@@ -75,14 +75,19 @@ class PosteriorSamples:
     chains: int
 
     @property
+    def median_r_hat(self) -> Tensor:
+        """Split R-hat of the median pixel, (B,)."""
+        return self.r_hat.flatten(1).median(1).values
+
+    @property
     def mixed(self) -> Tensor:
-        """Whether split R-hat of the median pixel is at most 1.05, (B,)."""
-        return self.r_hat.flatten(1).median(1).values <= MIXED
+        """Whether that is at most 1.05, (B,)."""
+        return self.median_r_hat <= MIXED
 
     def __repr__(self) -> str:
         told = [f"x {tuple(self.x.shape)}", f"{self.chains} chains"]
         if len(self.mean):
-            worst = self.r_hat.flatten(1).median(1).values.max()
+            worst = self.median_r_hat.max()
             told.append(f"R-hat of the median pixel up to {worst:.3f}")
             told.append(f"worth {self.effective.min():.0f} independent draws or more")
             told.append(f"{int(self.mixed.sum())} of {len(self.mean)} images mixed")
@@ -176,7 +181,7 @@ def sample_posterior(
 
 def unmixed(found: PosteriorSamples) -> str:
     """What to say of images whose chains disagree."""
-    worst = found.r_hat.flatten(1).median(1).values.max()
+    worst = found.median_r_hat.max()
     return (
         f"{named(~found.mixed)}: the chains disagree, R-hat of the median pixel is up to "
         f"{worst:.2f}; their mean may serve, but the deviations are not to be trusted: raise "

@@ -67,6 +67,8 @@ class PosteriorMean:
     ) -> Reconstruction:
         """What ``reconstruct`` returns, of its arguments."""
         check.density(_NAME, prior)
+        wanted = "None, or where the chains begin, with PosteriorMean"
+        require(not isinstance(start, str), _NAME, "start", wanted, repr(start))
         problem = Problem.checked(_NAME, y, operator, prior, noise, MAP(), start, throw)
         samples, chains, warm_up = map(int, (self.samples, self.chains, self.warm_up))
         walk = Walk(samples, chains, warm_up, 1, float(self.tempering), int(seed))

@@ -12,18 +12,6 @@ from toy_flows import SHAPE, SIZE, AffineFlow
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators, recovery_bound
-from flowinv_fast.flows import RealNVPConfig, realnvp
-
-
-@pytest.fixture
-def flow():
-    """A small RealNVP away from the identity, float32."""
-    model = realnvp(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("gain", "bias")):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 class Quadratic:

@@ -15,24 +15,12 @@ from toy_flows import SHAPE, SIZE, AffineFlow, Physics
 
 import flowinv_fast as ff
 from flowinv_fast import noise, operators, sample_posterior
-from flowinv_fast.flows import RealNVPConfig, realnvp
 from flowinv_fast.generators import GeneratorConfig
 from flowinv_fast.generators.nets import make
 from flowinv_fast.reconstruction import posterior
 from flowinv_fast.reconstruction.chains import split_r_hat
 
 SAME = operators.Identity()
-
-
-@pytest.fixture
-def flow():
-    """A small RealNVP away from the identity, float32."""
-    model = realnvp(RealNVPConfig(SHAPE, scales=2, hidden=4, blocks=1))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("gain", "bias")):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 def images(batch: int = 3) -> torch.Tensor:

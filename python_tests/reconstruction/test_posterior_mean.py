@@ -95,6 +95,7 @@ REFUSED = {
     "precision": "bf16",
     "callback": print,
     "restarts": 2,
+    "start": "zeros",
     "seed": -1,
     "prior": torch.nn.Identity(),
 }
